@@ -1,0 +1,71 @@
+"""Pieces that the convolutional networks of this folder share."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+ACTIVATIONS = {"relu": nn.ReLU, "mish": nn.Mish, "silu": nn.SiLU, "gelu": nn.GELU}
+
+
+def activation(name: str) -> nn.Module:
+    """The activation of that name; ValueError lists the known ones."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation={name}: unknown; choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+def same_padding(kernel_size: int) -> int:
+    """Padding that keeps height and width under stride 1: (K - 1) / 2, for odd K only."""
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size={kernel_size}: must be odd and positive to keep height and width")
+    return (kernel_size - 1) // 2
+
+
+def convolution(inputs: int, outputs: int, kernel_size: int, activation_name: str, batch_norm: str) -> list[nn.Module]:
+    """Convolution with `same` padding and its activation; batch norm `none`, `before` or `after` the activation."""
+    layers = [nn.Conv2d(inputs, outputs, kernel_size, padding=same_padding(kernel_size)), activation(activation_name)]
+    if batch_norm not in ("none", "before", "after"):
+        raise ValueError(f"batch_norm={batch_norm}: choose none, before or after (the activation)")
+    if batch_norm != "none":
+        layers.insert(1 if batch_norm == "before" else 2, nn.BatchNorm2d(outputs))
+    return layers
+
+
+def pooled_size(input_size: int, pools: int) -> int:
+    """Side in pixels that remains of `input_size` after that many 2x2 poolings."""
+    size = input_size // 2**pools
+    if size < 1:
+        raise ValueError(f"input_size={input_size}: too small for {pools} poolings; needs at least {2**pools}")
+    return size
+
+
+def classifier(inputs: int, hidden: Sequence[int], num_classes: int, activation_name: str) -> list[nn.Module]:
+    """Flatten and linear layers inputs-hidden...-num_classes, activations between them, none on the logits."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for width in hidden:
+        layers += [nn.Linear(inputs, width), activation(activation_name)]
+        inputs = width
+    return [*layers, nn.Linear(inputs, num_classes)]
+
+
+def single_convolution_blocks(
+    num_classes: int,
+    input_size: int,
+    widths: Sequence[int],
+    hidden: Sequence[int],
+    kernel_size: int,
+    activation_name: str,
+    classifier_activation_name: str,
+    batch_norm: str,
+    dropout: float,
+) -> nn.Sequential:
+    """[convolution - 2x2 max pooling - dropout] once per width, then the classifier."""
+    layers: list[nn.Module] = []
+    inputs = 3
+    for width in widths:
+        layers += [*convolution(inputs, width, kernel_size, activation_name, batch_norm), nn.MaxPool2d(2)]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        inputs = width
+    flattened = inputs * pooled_size(input_size, len(widths)) ** 2
+    return nn.Sequential(*layers, *classifier(flattened, hidden, num_classes, classifier_activation_name))

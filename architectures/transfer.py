@@ -1,0 +1,80 @@
+"""ResNet-18 with a new head on images enlarged to 112x112; layer4 and the head are trained, the rest is frozen.
+
+The published report's task 4a: test accuracy 0.898 on CIFAR-10 from ImageNet weights (`weights=imagenet`, which
+torchvision downloads and checks). Images are enlarged inside the network, on the device, so that 32x32 is what is
+stored and sent; give it ImageNet's mean and std as normalisation.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models import ResNet18_Weights, resnet18
+
+
+class Transfer(nn.Module):
+    """`network` behind an enlargement to `resize` pixels, with the named children frozen."""
+
+    def __init__(self, network: nn.Module, resize: int, frozen: Sequence[str]):
+        super().__init__()
+        self.network = network
+        self.resize = resize
+        children = dict(network.named_children())
+        for name in frozen:
+            if name not in children:
+                raise ValueError(f"frozen={name}: no such part; choose from {', '.join(children)}")
+            children[name].requires_grad_(False)
+        self.frozen = tuple(frozen)
+
+    def train(self, mode: bool = True) -> "Transfer":
+        super().train(mode)
+        for name in self.frozen:  # frozen batch norm keeps its statistics too, or the "frozen" features would drift
+            self.network.get_submodule(name).eval()
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.resize:
+            size = (self.resize, self.resize)
+            images = nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
+        return self.network(images)
+
+
+def build(
+    num_classes: int = 10,
+    *,
+    weights: str = "none",
+    resize: int = 112,
+    frozen: Sequence[str] = ("conv1", "bn1", "layer1", "layer2", "layer3"),
+) -> nn.Module:
+    """[N, 3, H, W] of any size -> logits [N, num_classes].
+
+    `weights`: none, imagenet, or the path of a ResNet-18 state dict (.safetensors, or .pt read as weights only); its
+    head is left out. `resize`: side in pixels inside the network, 0 for as it is.
+    """
+    network = resnet18()
+    if weights == "imagenet":
+        network.load_state_dict(ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True))
+    elif weights != "none":
+        load_body(network, Path(weights))
+    network.fc = nn.Linear(network.fc.in_features, num_classes)
+    return Transfer(network, resize, frozen)
+
+
+def load_body(network: nn.Module, path: Path) -> None:
+    """Load all but the head `fc` from a state dict; ValueError names the first tensor that does not fit."""
+    if not path.is_file():
+        raise ValueError(f"weights={path}: no such file; choose none, imagenet or the path of a state dict")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    own = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("fc.")}
+    for name, tensor in own.items():
+        found = state.get(name)
+        if found is None or found.shape != tensor.shape:
+            shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
+            raise ValueError(f"weights={path}: {name} is {shape}, ResNet-18 has {tuple(tensor.shape)}")
+    network.load_state_dict({name: state[name] for name in own}, strict=False)

@@ -1,0 +1,196 @@
+"""The typed configuration: every key of the command line, its type, range and meaning in one place.
+
+Models check themselves where they are built (pydantic), refuse unknown keys, and read and write JSON. Descriptions
+are what `--help` prints. This module imports neither torch nor ray.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Stage = Literal["search", "confirm", "export", "benchmark", "report"]
+STAGES: tuple[Stage, ...] = ("search", "confirm", "export", "benchmark", "report")
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Channels = tuple[Finite, Finite, Finite]
+
+
+def plugin(folder: str, default: Any) -> Any:
+    """A field that names files of a folder of plugins; `--help` lists them beside it."""
+    return Field(default, description=f"from {folder.replace('.', '/')}/", json_schema_extra={"folder": folder})
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, values are immutable, nothing is read from attributes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optimizer(Strict):
+    name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="torch.optim's SGD, Adam or AdamW")
+    lr: Finite = Field(5e-2, gt=0, description="learning rate at the schedule's peak")
+    momentum: Fraction = Field(0.0, description="of sgd; Adam's beta1 is 0.9")
+    nesterov: bool = Field(False, description="Nesterov momentum, sgd only")
+    weight_decay: Finite = Field(0.0, ge=0, description="L2 for sgd and adam, decoupled for adamw")
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self):
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov needs optimizer.name=sgd and optimizer.momentum above 0")
+        if self.momentum and self.name != "sgd":
+            raise ValueError(f"momentum={self.momentum} is of sgd, not of {self.name}; leave it out")
+        return self
+
+
+class Schedule(Strict):
+    name: Literal["constant", "linear", "cosine", "one_cycle"] = Field(
+        "constant", description="learning rate over the steps; linear and cosine fall to 0"
+    )
+    warmup_epochs: Finite = Field(0.0, ge=0, description="linear rise from 0 before the schedule (not one_cycle)")
+
+
+class Augmentation(Strict):
+    flip: bool = Field(False, description="random horizontal flip of each training image")
+    crop_padding: int = Field(0, ge=0, le=64, description="pad by so many pixels, crop back at random; 0: off")
+
+
+class Normalization(Strict):
+    mean: Channels = Field((0.5, 0.5, 0.5), description="per channel, of pixels in [0, 1]")
+    std: Channels = Field((0.25, 0.25, 0.25), description="per channel, of pixels in [0, 1]")
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std):
+        if min(std) <= 0:
+            raise ValueError("must be above 0 in every channel")
+        return std
+
+
+class Trial(Strict):
+    """One training: everything but the seed and the data."""
+
+    architecture: str = plugin("architectures", "final")
+    options: dict[str, Any] = Field(default_factory=dict, description="trial.options.NAME=VALUE: its options")
+    epochs: int = Field(10, ge=1, le=100_000, description="at most; early_stop may end it sooner")
+    batch_size: int = Field(64, ge=1, description="the last partial batch of an epoch is dropped")
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    augmentation: Augmentation = Augmentation()
+    normalization: Normalization = Normalization()
+    label_smoothing: Fraction = Field(0.0, description="of the training loss")
+    gradient_clip: Finite | None = Field(None, gt=0, description="largest L2 norm of all gradients together")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="autocast (AMP); auto: bfloat16 where the device computes it natively, else float32"
+    )
+    compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
+        "auto", description="torch.compile's mode; auto: default on a GPU, off on CPU"
+    )
+    channels_last: bool = Field(True, description="NHWC memory layout")
+    validations_per_epoch: int = Field(2, ge=1, description="evenly spaced, the last at the epoch's end")
+    early_stop: int | None = Field(
+        None, ge=2, description="stop when the oldest of that many last validation losses is the lowest of them"
+    )
+    keep: Literal["best", "last"] = Field("best", description="weights kept: of the best validation accuracy, or last")
+
+
+class Data(Strict):
+    name: str = plugin("harness.datasets", "cifar10")
+    root: Path | None = Field(None, description="folder of the files; cifar10 is downloaded there if absent")
+    size: int | None = Field(None, ge=1, le=4096, description="images: resize to that side in pixels")
+    limit: int | None = Field(None, ge=2, description="only the first n training images of each class")
+    validation: Fraction = Field(0.1, gt=0, description="fraction of each class's training images held out")
+    split_seed: int = Field(0, ge=0, description="of the drawing of the validation images")
+
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, root):
+        return None if root is None else Path(root).expanduser().absolute()
+
+
+class Asha(Strict):
+    grace_epochs: int = Field(1, ge=1, description="no trial is stopped before")
+    reduction_factor: Finite = Field(2.0, gt=1, description="1/n of the trials pass each rung")
+
+
+class Search(Strict):
+    samples: int = Field(8, ge=1, description="trials of a search; sample 0 is the space's base")
+    algorithm: Literal["random", "grid", "optuna"] = Field("random", description="how samples are drawn")
+    scheduler: Literal["fifo", "asha"] = Field("fifo", description="asha stops the worse trials at rungs")
+    metric: Literal["val_accuracy", "val_loss"] = Field("val_accuracy", description="what is best, on validation")
+    asha: Asha = Asha()
+    seed: int = Field(0, ge=0, description="of the samples' drawing and the first training seed")
+    seeds: int = Field(3, ge=1, description="repeats of each variant of an ablation")
+    variants: list[str] | None = Field(None, description="which of the space's variants; default all")
+    confirm: int = Field(3, ge=0, description="configurations of a search trained again on fresh seeds")
+    confirm_seeds: int = Field(3, ge=1, description="fresh seeds of each")
+    time_budget_seconds: float | None = Field(None, gt=0, description="ends a stage's trials in good order")
+
+    @property
+    def mode(self) -> Literal["max", "min"]:
+        return "max" if self.metric == "val_accuracy" else "min"
+
+
+class Resources(Strict):
+    address: str | None = Field(
+        None, description="Ray cluster to join: auto or host:port; default RAY_ADDRESS, or none"
+    )
+    gpus_per_trial: float | None = Field(None, ge=0, description="may be a fraction; default 1 where there are GPUs")
+    cpus_per_trial: float | None = Field(None, gt=0, description="threads too; default: cores shared by the trials")
+    concurrency: int | None = Field(None, ge=1, description="trials at once; default: as many as fit")
+    retries: int = Field(1, ge=0, description="of a trial whose process died")
+
+
+class Export(Strict):
+    uint8: bool = Field(True, description="also an ONNX file that takes uint8 images, normalisation inside")
+    opset: int = Field(20, ge=18, le=23, description="of the ONNX files, asserted")
+
+
+class Benchmark(Strict):
+    runtimes: list[str] | None = plugin("export.runtimes", None)
+    batch_sizes: list[Annotated[int, Field(ge=1)]] = Field([1, 8, 64, 256], min_length=1, description="images a call")
+    rounds: int = Field(10, ge=3, description="interleaved measurements of each runtime and batch size")
+    round_seconds: float = Field(0.1, gt=0, description="at least so long a measurement")
+    threads: int | None = Field(None, ge=1, description="of every runtime on CPU; default: the cores")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+
+
+class StageConfig(Strict):
+    """What every command that works on a run directory takes."""
+
+    run: Path = Field(description="run directory")
+
+    @field_validator("run")
+    @classmethod
+    def _absolute(cls, run):
+        return Path(run).expanduser().absolute()
+
+
+class ExportConfig(StageConfig):
+    export: Export = Export()
+
+
+class BenchmarkConfig(StageConfig):
+    benchmark: Benchmark = Benchmark()
+
+
+class ReportConfig(StageConfig):
+    pass
+
+
+class Tune(Strict):
+    space: str = plugin("tune_spaces", ...)
+    run: Path | None = Field(None, description="run directory; default runs/<space>-<digest>")
+    stages: list[Stage] = Field(list(STAGES), min_length=1, description="which stages to run")
+    dry_run: bool = Field(False, description="print what would run and an estimate of its cost")
+    trial: Trial = Trial()
+    data: Data = Data()
+    search: Search = Search()
+    resources: Resources = Resources()
+    export: Export = Export()
+    benchmark: Benchmark = Benchmark()
+
+    @field_validator("run")
+    @classmethod
+    def _absolute(cls, run):
+        return None if run is None else Path(run).expanduser().absolute()

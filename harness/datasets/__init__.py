@@ -1,0 +1,151 @@
+"""Labelled images in memory, decoded once per machine and shared by its processes.
+
+A data set is one file here with two functions:
+
+    identity(data) -> str            what the files are (cheap); BadInput where they are missing
+    decode(data, progress) -> Decoded    read them all; progress(done, total) is called now and then
+
+`load` keeps what was decoded as uint8 arrays in a cache (folder named by HARNESS_CACHE, else ~/.cache/harness) and maps
+them, so that every process of a machine shares one copy; then it cuts, splits and fingerprints.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import plugins
+from harness.config import Data
+from harness.errors import BadInput
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Images uint8 [N, H, W, 3] and labels int64 [N], in a fixed order; without a test part, `test` is None."""
+
+    classes: tuple[str, ...]
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows `rows` of `images` uint8 [M, H, W, 3] and `labels` int64 [M]; `images` may be mapped from disk."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training, validation and test images. `fingerprint` tells two data sets or splits apart."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Part
+    validation: Part
+    test: Part
+    fingerprint: str
+
+    @property
+    def input_size(self) -> int:
+        return self.train.images.shape[1]
+
+
+def identity(data: Data) -> str:
+    """What the files are, without reading them; BadInput where they are missing."""
+    return plugins.load("harness.datasets", data.name, "identity")(data)
+
+
+def load(data: Data, progress: Progress | None = None) -> Dataset:
+    """The data set that `data` names, from the cache or decoded into it."""
+    decode = plugins.load("harness.datasets", data.name, "decode")
+    folder = cache_folder() / hashlib.sha256(f"{data.name} {data.size} {identity(data)}".encode()).hexdigest()[:16]
+    if not folder.is_dir():
+        from filelock import FileLock
+
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with FileLock(f"{folder}.lock"):  # one process decodes, the others wait for it
+            if not folder.is_dir():
+                _store(decode(data, progress or (lambda done, total: None)), folder)
+    meta = json.loads((folder / "meta.json").read_text())
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+    return _split(data, meta, arrays)
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "harness") / "datasets"
+
+
+def _store(decoded: Decoded, folder: Path) -> None:
+    """Write to a temporary name, then rename: a killed decode leaves nothing that looks whole."""
+    digest = hashlib.sha256(json.dumps(decoded.classes).encode())
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))
+    try:
+        for part, arrays in (("train", decoded.train), ("test", decoded.test)):
+            for kind, array in zip(("images", "labels"), arrays or (), strict=False):
+                np.save(temporary / f"{part}_{kind}.npy", array)
+                digest.update(f"{part} {kind} {array.dtype} {array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).data)
+        (temporary / "meta.json").write_text(json.dumps({"classes": decoded.classes, "sha256": digest.hexdigest()}))
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _split(data: Data, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> Dataset:
+    classes = tuple(meta["classes"])
+    images, labels = arrays["train_images"], arrays["train_labels"]
+    if len(classes) < 2:
+        raise BadInput(f"data.name={data.name}: one class only ({classes[0]}); a classifier needs two or more")
+    rows = np.arange(len(labels))
+    if data.limit is not None:
+        rows = np.concatenate([rows[labels == c][: data.limit] for c in range(len(classes))])
+    train, validation = _hold_out(labels, rows, data, "validation", classes)
+    if "test_images" in arrays:
+        test = Part(arrays["test_images"], arrays["test_labels"], np.arange(len(arrays["test_labels"])))
+    else:
+        train, held_out = _hold_out(labels, train, data, "test", classes)
+        test = Part(images, labels, held_out)
+    split = f"{meta['sha256']} {data.limit} {data.validation} {data.split_seed}"
+    return Dataset(
+        name=data.name,
+        classes=classes,
+        train=Part(images, labels, train),
+        validation=Part(images, labels, validation),
+        test=test,
+        fingerprint=hashlib.sha256(split.encode()).hexdigest()[:16],
+    )
+
+
+def _hold_out(
+    labels: np.ndarray, rows: np.ndarray, data: Data, purpose: str, classes: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(kept, held out) rows, the fraction `data.validation` of each class drawn from the recorded seed."""
+    held_out = []
+    for c, name in enumerate(classes):
+        own = rows[labels[rows] == c]
+        count = max(1, round(len(own) * data.validation))
+        if len(own) <= count:
+            raise BadInput(
+                f"data.name={data.name}: class {name} has {len(own)} training images, too few to hold out {count} "
+                f"for {purpose}; give more images or leave the class out"
+            )
+        seed = hashlib.sha256(f"{data.split_seed} {purpose} {c}".encode()).digest()
+        held_out.append(np.random.default_rng(list(seed)).permutation(own)[:count])
+    chosen = np.sort(np.concatenate(held_out))
+    return np.setdiff1d(rows, chosen), chosen

@@ -1,0 +1,314 @@
+"""Training one trial: the one loop. It knows neither ray nor the command line.
+
+    from harness.trial import Job, train
+    record = train(Job(config=Trial(architecture="baseline"), data=Data(name="digits")), report=print)
+
+`training` is the loop itself, a generator that yields a row at each validation, so that whoever drives it can stop
+between rows; `train` runs it to its end. On CPU the same job gives the same bits.
+"""
+
+import hashlib
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from architectures._summary import summarize
+from harness import checkpoint, datasets, plugins, results
+from harness.config import Data, Normalization, Trial
+from harness.step import Draws, Normalizer, Plan, Step, autocast, learning_rate_factor
+
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial to run: its configuration, seed and data, and what is to be recorded beside its metrics.
+
+    `folder`: where trial.json, history.csv and model.safetensors go; None keeps everything in memory.
+    `read_test`: evaluate the kept weights on the test images at the end.
+    """
+
+    config: Trial
+    data: Data
+    seed: int = 0
+    folder: Path | None = None
+    read_test: bool = False
+    device: str = "auto"
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, to be sent to another process."""
+        return {
+            **vars(self),
+            "config": self.config.model_dump(mode="json"),
+            "data": self.data.model_dump(mode="json"),
+            "folder": self.folder and str(self.folder),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Job":
+        return cls(
+            **{
+                **values,
+                "config": Trial.model_validate(values["config"]),
+                "data": Data.model_validate(values["data"]),
+                "folder": values["folder"] and Path(values["folder"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images uint8 [M, H, W, 3] and labels [M] on a device, of which `rows` are meant."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    rows: torch.Tensor
+
+
+class Diverged(ArithmeticError):
+    """The loss is no number any more."""
+
+
+def train(job: Job, report: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    """Train to the end; `report` gets each row of the history. Returns the record, which trial.json holds too."""
+    loop = training(job)
+    while True:
+        try:
+            row = next(loop)
+        except StopIteration as end:
+            return end.value
+        if report is not None:
+            report(row)
+
+
+def training(job: Job) -> Iterator[dict[str, Any]]:
+    """Yields a row of the history at each validation; its return value is the record of the finished trial.
+
+    A failure is a record too: status `failed`, `oom` or `diverged`, the traceback in error.txt. Only what the driver
+    of the loop raises into it passes through.
+    """
+    started = time.perf_counter()
+    history: list[dict[str, Any]] = []
+    record: dict[str, Any] = {
+        **job.labels,
+        "seed": job.seed,
+        "config": job.config.model_dump(mode="json"),
+        "status": "finished",
+        "metrics": {},
+        "timing": {},
+        "environment": {},
+    }
+    try:
+        yield from _train(job, record, history)
+    except Diverged as error:
+        record["status"], record["error"] = "diverged", str(error)
+    except Exception as error:
+        oom = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        record["status"], record["error"] = "oom" if oom else "failed", _last_line(error)
+        if job.folder is not None:
+            checkpoint.write_atomically(job.folder / results.ERROR, traceback.format_exc())
+    record["timing"]["wall_seconds"] = time.perf_counter() - started
+    if job.folder is not None:
+        results.write_trial(job.folder, record, history)
+    return record
+
+
+def _train(job: Job, record: dict[str, Any], history: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    config = job.config
+    device = pick_device(job.device)
+    plan = Plan.of(config, device)
+    record["environment"] = {**vars(plan), **results.environment()}
+    data, parts = device_data(job.data.model_dump_json(), str(device))
+    training_part, validation_part = parts["train"], parts["validation"]
+
+    torch.manual_seed(derive(job.seed, "initial weights"))
+    network = plugins.build_network(config, len(data.classes), data.input_size)
+    summary = summarize(network, data.input_size)
+    network.to(device, memory_format=torch.channels_last if plan.channels_last else torch.contiguous_format)
+    step = Step(network, config, plan, device)
+    evaluate_now = Evaluation(network, config.normalization, device, plan.channels_last)
+
+    steps_per_epoch = len(training_part.rows) // config.batch_size
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"trial.batch_size={config.batch_size}: more than the {len(training_part.rows)} training images"
+        )
+    total_steps = config.epochs * steps_per_epoch
+    validations = min(config.validations_per_epoch, steps_per_epoch)
+    validate_at = {round((i + 1) * steps_per_epoch / validations) for i in range(validations)}
+    best: dict[str, Any] | None = None
+    best_state: dict[str, torch.Tensor] = {}
+    train_seconds = validate_seconds = 0.0
+    images_trained = 0
+    stopped_early = False
+
+    for epoch in range(config.epochs):
+        draws = Draws.of(training_part.rows, config, derive(job.seed, "batches", epoch))
+        torch.manual_seed(derive(job.seed, "dropout", epoch))
+        network.train()
+        sums = torch.zeros(2, device=device)
+        seen = 0
+        mark = time.perf_counter()
+        for number in range(steps_per_epoch):
+            batch = draws.batch(number, config.batch_size)
+            done = epoch * steps_per_epoch + number
+            rate = config.optimizer.lr * learning_rate_factor(config.schedule, done, total_steps, steps_per_epoch)
+            sums += step(training_part.images[batch.rows], training_part.labels[batch.rows], batch, rate)
+            seen += config.batch_size
+            if number + 1 not in validate_at:
+                continue
+
+            train_loss, train_accuracy = (sums / seen).tolist()  # waits for the device
+            now = time.perf_counter()
+            train_seconds += now - mark
+            images_trained += seen
+            val_loss, val_accuracy = evaluate_now(validation_part, plan.precision)
+            mark = time.perf_counter()
+            validate_seconds += mark - now
+            row = {
+                "epoch": epoch + (number + 1) / steps_per_epoch,
+                "step": done + 1,
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "val_loss": val_loss,
+                "val_accuracy": val_accuracy,
+                "seconds": train_seconds + validate_seconds,
+            }
+            history.append(row)
+            if job.folder is not None:
+                results.write_history(job.folder, history)
+            if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+                raise Diverged(f"loss {train_loss} in training, {val_loss} in validation at step {done + 1}")
+            if best is None or config.keep == "last" or val_accuracy > best["val_accuracy"]:
+                best = row
+                best_state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+            record["metrics"] = {k: best[k] for k in ("val_accuracy", "val_loss", "train_accuracy", "train_loss")} | {
+                "epochs": row["epoch"],
+                "parameters": summary.parameters,
+                "macs": summary.macs,
+            }
+            record["timing"] = {
+                "train_seconds": train_seconds,
+                "validate_seconds": validate_seconds,
+                "images_per_second": images_trained / train_seconds,
+            }
+            stopped_early = config.early_stop is not None and oldest_is_lowest(history, config.early_stop)
+            if stopped_early or done + 1 == total_steps:
+                break
+            yield row
+            sums.zero_()
+            seen = 0
+            network.train()
+            mark = time.perf_counter()
+        if stopped_early:
+            break
+
+    network.load_state_dict(best_state)
+    record["kept_epoch"] = best["epoch"] if best else None
+    if job.read_test:
+        test_loss, test_accuracy = evaluate_now(parts["test"], "float32")
+        record["metrics"] |= {"test_accuracy": test_accuracy, "test_loss": test_loss}
+    if job.folder is not None:
+        record["weights_sha256"] = checkpoint.save_weights(job.folder / results.WEIGHTS, best_state)
+
+
+def oldest_is_lowest(history: list[dict[str, Any]], count: int) -> bool:
+    """The report's early stop: of the last `count` validation losses the oldest is the lowest."""
+    losses = [row["val_loss"] for row in history[-count:]]
+    return len(losses) == count and losses[0] == min(losses)
+
+
+class Evaluation:
+    """Loss and accuracy of a network over the images of a part, dropout off; the same batches every time."""
+
+    def __init__(self, network: nn.Module, normalization: Normalization, device: torch.device, channels_last: bool):
+        self.network, self.device = network, device
+        self.normalize = Normalizer(normalization, device, channels_last)
+
+    def logits(self, part: Part, precision: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(logits float32 [B, classes], labels [B]) batch after batch."""
+        self.network.eval()
+        for rows in part.rows.split(EVALUATION_BATCH):
+            with torch.inference_mode(), autocast(precision, self.device):
+                logits = self.network(self.normalize(part.images[rows])).float()
+            yield logits, part.labels[rows]
+
+    def __call__(self, part: Part, precision: str) -> tuple[float, float]:
+        """(mean cross-entropy, accuracy)"""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for logits, labels in self.logits(part, precision):
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            sums += torch.stack((loss.double(), (logits.argmax(1) == labels).sum().double()))
+        loss, accuracy = (sums / len(part.rows)).tolist()
+        return loss, accuracy
+
+
+def restore(folder: Path, record: Mapping[str, Any], num_classes: int, input_size: int) -> nn.Module:
+    """The trained network of a finished trial, on the CPU in eval mode; ValueError where its weights are torn."""
+    config = Trial.model_validate(record["config"])
+    network = plugins.build_network(config, num_classes, input_size, restoring=True)
+    network.load_state_dict(checkpoint.load_weights(folder / results.WEIGHTS, record["weights_sha256"]))
+    return network.eval()
+
+
+def read_test(folder: Path, record: dict[str, Any], data: Data, device: str = "auto") -> dict[str, Any]:
+    """The record with the test set read for its kept weights, in float32; also written to trial.json."""
+    target = pick_device(device)
+    dataset, parts = device_data(data.model_dump_json(), str(target))
+    config = Trial.model_validate(record["config"])
+    network = restore(folder, record, len(dataset.classes), dataset.input_size)
+    network.to(target, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    evaluate = Evaluation(network, config.normalization, target, config.channels_last)
+    test_loss, test_accuracy = evaluate(parts["test"], "float32")
+    record = {**record, "metrics": {**record["metrics"], "test_accuracy": test_accuracy, "test_loss": test_loss}}
+    results.write_trial(folder, record)
+    return record
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+@lru_cache(maxsize=1)
+def device_data(data_json: str, device: str) -> tuple[datasets.Dataset, dict[str, Part]]:
+    """The data set and its parts as tensors; a process that runs trial after trial loads it once.
+
+    On a GPU everything moves there; on CPU the tensors map the machine's cache, one copy for all processes.
+    """
+    data = datasets.load(Data.model_validate_json(data_json))
+    parts = {}
+    tensors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for name in ("train", "validation", "test"):
+        part = getattr(data, name)
+        if id(part.images) not in tensors:
+            tensors[id(part.images)] = (_tensor(part.images).to(device), _tensor(part.labels).to(device))
+        parts[name] = Part(*tensors[id(part.images)], torch.from_numpy(part.rows).to(device))
+    return data, parts
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """Shares the mapped memory; copy-on-write, because PyTorch has no read-only tensors."""
+    if isinstance(array, np.memmap) and array.filename is not None:
+        array = np.load(array.filename, mmap_mode="c")
+    return torch.from_numpy(array)
+
+
+def derive(seed: int, *purpose: str | int) -> int:
+    """A seed for one purpose of a trial: no draw depends on how many others were made before."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *purpose)).encode()).digest()[:7])
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}".strip()

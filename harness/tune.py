@@ -1,0 +1,269 @@
+"""python -m harness.tune space=NAME|FILE.py [key=value ...]: trials -> confirm -> export -> benchmark -> report.
+
+Trains the trials of a space on every device of this machine (or of a Ray cluster), confirms the best on fresh seeds,
+exports the winner, checks and measures the export, and writes a report. The same command run again continues: only
+what is missing runs. A value given here pins that parameter: it leaves the search.
+
+    python -m harness.tune space=quick
+    python -m harness.tune space=final data.name=images data.root=DIR search.samples=1
+    python -m harness.tune space=published search.variants=[baseline,model1] search.seeds=1
+
+Exit codes: 0 all done; 1 a trial or a stage failed; 2 bad input; 130, 143 stopped by SIGINT, SIGTERM.
+"""
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import cli, plan
+from harness.config import STAGES, Tune
+from harness.errors import BadInput
+
+if TYPE_CHECKING:
+    from harness.datasets import Dataset
+    from harness.plan import Planned, Planner
+    from harness.progress import Progress
+    from harness.results import RunDirectory
+
+
+def main(resolved: plan.Resolved) -> int:
+    """Check everything, then run the stages; returns the exit code."""
+    from harness.progress import Progress
+    from harness.results import RunDirectory
+
+    config = resolved.config
+    progress = Progress()
+    run = RunDirectory(resolved.run)
+    recorded = run.configuration()
+    check_before_start(resolved, run, recorded)
+
+    from harness import datasets
+
+    with progress.live():
+        data = datasets.load(config.data, progress.counter("decoding images"))
+    if recorded and recorded["data"]["fingerprint"] != data.fingerprint:
+        raise BadInput(
+            f"run={run.path}: was trained on other images ({recorded['data']['fingerprint']}, now {data.fingerprint}); "
+            "give run=NEW or restore the data"
+        )
+    planner = plan.Planner(resolved, data.fingerprint)
+    trials = None if config.search.algorithm == "optuna" and resolved.space.parameters else planner.search_trials()
+    check_networks(resolved, planner, data)
+    if config.dry_run:
+        from harness.estimate import print_estimate
+
+        print_estimate(resolved, planner, data, progress)
+        return 0
+
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.create(run_json(resolved, data), sys.argv)
+    progress.log = run.path / "run.log"
+    progress.line(f"run {run.path}")
+    failed: list[str] = []
+    started = time.monotonic()
+    for stage in STAGES:
+        if stage in config.stages:
+            try:
+                run_stage(stage, resolved, planner, trials, run, data, progress)
+            except (BadInput, KeyboardInterrupt, SystemExit):
+                raise
+            except Exception as error:
+                failed.append(stage)
+                progress.line(f"stage {stage} failed: {type(error).__name__}: {error}")
+                if "--debug" in sys.argv:
+                    raise
+    return summary(run, config, failed, time.monotonic() - started, progress)
+
+
+def run_stage(
+    stage: str,
+    resolved: plan.Resolved,
+    planner: "Planner",
+    trials: "list[Planned] | None",
+    run: "RunDirectory",
+    data: "Dataset",
+    progress: "Progress",
+) -> None:
+    """One stage: it reads what earlier ones left in the run directory and adds what is missing."""
+    if stage == "search":
+        search(planner, trials, run, progress)
+    elif stage == "confirm":
+        confirm(planner, run, progress)
+    elif stage == "export":
+        from export.__main__ import export_winner
+
+        export_winner(run, resolved.config.export, progress)
+    elif stage == "benchmark":
+        from benchmarks.__main__ import benchmark_exported
+
+        benchmark_exported(run, resolved.config.benchmark, progress)
+    else:
+        from harness.report import write_report
+
+        write_report(run, progress)
+
+
+def search(planner: "Planner", trials: "list[Planned] | None", run: "RunDirectory", progress: "Progress") -> None:
+    """Run the trials of the space that are missing."""
+    from harness import results
+    from harness.search import run_planned, run_suggested
+
+    done = {r["id"]: r for r in run.trials() if results.is_done(r)}
+    run.remove_unfinished()
+    if trials is not None:
+        missing = [planned for planned in trials if planned.id not in done]
+        progress.line(f"search: {len(missing)} trials to run, {len(trials) - len(missing)} done before")
+        if missing:
+            run_planned(missing, planner, run, progress, scheduler=True)
+    else:
+        taken = {r["index"] for r in done.values() if r["stage"] == "search"}
+        indices = [i for i in range(planner.search.samples) if i not in taken]
+        progress.line(f"search: {len(indices)} samples to run with Optuna, {len(taken)} done before")
+        if indices:
+            run_suggested(indices, planner, run, progress)
+    run.write_trials_csv()
+
+
+def confirm(planner: "Planner", run: "RunDirectory", progress: "Progress") -> None:
+    """Train the best of a search again on fresh seeds; then read the test set, for the winner alone."""
+    from harness import results, stats
+    from harness.search import run_planned
+    from harness.trial import read_test
+
+    records = run.trials()
+    settings = planner.search
+    searched = stats.ranking([r for r in records if r["stage"] == "search"], settings.metric)
+    if not searched:
+        raise RuntimeError("no trial has finished: nothing to confirm")
+    if planner.resolved.space.variants:
+        progress.line("confirm: an ablation confirms itself by its seeds")
+    elif len(searched) == 1 or settings.confirm == 0:
+        progress.line("confirm: a single candidate needs none" if len(searched) == 1 else "confirm: left out")
+    else:
+        done = {r["id"] for r in records if results.is_done(r)}
+        planned = planner.confirmations([one.records[0] for one in searched[: settings.confirm]])
+        missing = [trial for trial in planned if trial.id not in done]
+        progress.line(f"confirm: {len(missing)} trials to run, {len(planned) - len(missing)} done before")
+        if missing:
+            run_planned(missing, planner, run, progress, scheduler=False)
+    winner = stats.ranking(run.trials(), settings.metric)[0]
+    for record in winner.records:
+        if "test_accuracy" not in record["metrics"]:
+            progress.status(f"reading the test set for {record['id']}")
+            read_test(run.trial_folder(record["id"]), dict(record), planner.resolved.config.data)
+    run.write_trials_csv()
+
+
+def check_before_start(resolved: plan.Resolved, run: "RunDirectory", recorded: dict[str, Any] | None) -> None:
+    """What can be told without decoding data or starting anything; BadInput otherwise."""
+    from harness import datasets, plugins, results
+
+    config = resolved.config
+    if run.path.exists() and recorded is None and (not run.path.is_dir() or any(run.path.iterdir())):
+        raise BadInput(f"run={run.path}: is there and is no run directory; give another path")
+    if recorded and recorded["environment"]["code"] != results.code_digest():
+        print(
+            f"warning: run={run.path} was begun with other training code; its new trials may not compare with the old "
+            "(trial.json has each one's code digest)",
+            file=sys.stderr,
+        )
+    for name in config.benchmark.runtimes or []:
+        plugins.source("export.runtimes", name)
+    plugins.source("harness.datasets", config.data.name)
+    asha = config.search.scheduler == "asha"
+    if asha and config.search.asha.grace_epochs >= config.trial.epochs > 1:
+        raise BadInput(
+            f"search.asha.grace_epochs={config.search.asha.grace_epochs}: must be less than "
+            f"trial.epochs={config.trial.epochs}; give a smaller one or search.scheduler=fifo"
+        )
+    if config.resources.gpus_per_trial and not config.resources.address:
+        if not local_gpus():
+            raise BadInput(
+                f"resources.gpus_per_trial={config.resources.gpus_per_trial:g}: this machine has no GPU that PyTorch "
+                "can use; leave it out, or give resources.address of a cluster that has"
+            )
+    datasets.identity(config.data)
+
+
+def local_gpus() -> int:
+    """GPUs of this machine that PyTorch can use; where Linux shows no device, that is known without importing it."""
+    devices = ("nvidia[0-9]*", "dxg", "kfd")
+    if sys.platform == "linux" and not any(True for name in devices for _ in Path("/dev").glob(name)):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def check_networks(resolved: plan.Resolved, planner: "Planner", data: "Dataset") -> None:
+    """Build each network that may be asked for once; BadInput for an option that does not fit."""
+    import torch
+
+    from harness import plugins
+    from harness.step import Plan
+
+    space = resolved.space
+    changes = [space.variants[name] for name in resolved.variants] if space.variants else [{}, planner.sample(1)]
+    local = not resolved.config.resources.address
+    for change in changes:
+        trial = planner.trial("check", change).config
+        plugins.build_network(trial, len(data.classes), data.input_size)
+        if trial.batch_size > len(data.train):
+            raise BadInput(
+                f"trial.batch_size={trial.batch_size}: more than the {len(data.train)} training images; give less"
+            )
+        if local:
+            on_gpu = torch.cuda.is_available() and resolved.config.resources.gpus_per_trial != 0
+            Plan.of(trial, torch.device("cuda" if on_gpu else "cpu"))
+
+
+def run_json(resolved: plan.Resolved, data: "Dataset") -> dict[str, Any]:
+    """What run.json holds beside command lines and environment."""
+    config = resolved.config.model_dump(mode="json")
+    description = {
+        "classes": data.classes,
+        "fingerprint": data.fingerprint,
+        "input_size": data.input_size,
+        "train": len(data.train),
+        "validation": len(data.validation),
+        "test": len(data.test),
+    }
+    return {
+        "config": config,
+        "pinned": dict(resolved.pinned),
+        "parameters": {key: str(domain) for key, domain in resolved.space.parameters.items()},
+        "variants": {name: dict(resolved.space.variants[name]) for name in resolved.variants},
+        "data": description,
+    }
+
+
+def summary(run: "RunDirectory", config: Tune, failed: list[str], seconds: float, progress: "Progress") -> int:
+    """Say how it ended; the exit code."""
+    from harness import stats
+    from harness.progress import duration
+
+    records = run.trials()
+    broken = [r for r in records if r["status"] in ("failed", "oom")]
+    for record in broken:
+        progress.line(f"{record['status']}: trial {record['id']}: {record['error']} ({run.trial_folder(record['id'])})")
+    ranked = stats.ranking(records, config.search.metric)
+    if ranked:
+        best = ranked[0]
+        tests = [r["metrics"]["test_accuracy"] for r in best.records if "test_accuracy" in r["metrics"]]
+        text = f"best: {best.name}, {config.search.metric} {best.estimate.mean:.4f} over {best.estimate.n} seeds"
+        if tests:
+            text += f", test accuracy {sum(tests) / len(tests):.4f}"
+        ties = sum(one.tied for one in ranked)
+        text += f"; {ties} others cannot be told apart from it" if ties and best.estimate.n > 1 else ""
+        progress.line(text)
+    if "report" in config.stages and "report" not in failed:
+        progress.line(f"report {run.path / 'report' / 'index.html'}")
+    progress.line(f"done in {duration(seconds)}" + (f"; failed stages: {', '.join(failed)}" if failed else ""))
+    return 1 if broken or failed else 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL) if hasattr(signal, "SIGPIPE") else None
+    sys.exit(cli.run(Tune, main, __doc__ or "", plan.resolve))

@@ -1,0 +1,102 @@
+"""What to try, as plain data: `tune_spaces/<name>.py` has `SPACE = Space(...)`; the file name is `space=<name>`.
+
+Two kinds of space share this vocabulary:
+
+- an ablation: `variants` names changes to one base; each variant is trained with several seeds;
+- a search: `parameters` gives distributions; sample 0 is the base itself, sample i is always the same draw.
+
+A space with neither is one configuration. Keys are those of the command line without the leading `trial.`:
+`optimizer.lr`, `options.kernel_size`, `epochs`. Nothing here knows how trials are run.
+"""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A float drawn evenly between `low` and `high`."""
+
+    low: float
+    high: float
+
+    def __post_init__(self):
+        if not self.low < self.high:
+            raise ValueError(f"Uniform({self.low}, {self.high}): low must be less than high")
+
+    def draw(self, generator: random.Random) -> float:
+        return generator.uniform(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """A positive float whose logarithm is drawn evenly between those of `low` and `high`."""
+
+    low: float
+    high: float
+
+    def __post_init__(self):
+        if not 0 < self.low < self.high:
+            raise ValueError(f"LogUniform({self.low}, {self.high}): needs 0 < low < high")
+
+    def draw(self, generator: random.Random) -> float:
+        return math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
+
+
+@dataclass(frozen=True)
+class Integer:
+    """A whole number from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    def __post_init__(self):
+        if not self.low <= self.high:
+            raise ValueError(f"Integer({self.low}, {self.high}): low must not be more than high")
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        return tuple(range(self.low, self.high + 1))
+
+    def draw(self, generator: random.Random) -> int:
+        return generator.randint(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of `values`, each as likely."""
+
+    values: Sequence[Any]
+
+    def __post_init__(self):
+        if not self.values:
+            raise ValueError("Choice([]): give at least one value")
+
+    def draw(self, generator: random.Random) -> Any:
+        return generator.choice(self.values)
+
+
+Domain = Uniform | LogUniform | Integer | Choice
+
+
+@dataclass(frozen=True)
+class Space:
+    """A base configuration and what is tried around it.
+
+    `trial`, `data`, `search`: values that differ from the harness's defaults, by dotted key. `parameters`: what a
+    search draws, by key of `trial`. `variants`: named changes to `trial`, the first being what the others are
+    compared with.
+    """
+
+    trial: Mapping[str, Any]
+    data: Mapping[str, Any] = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Domain] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.parameters and self.variants:
+            raise ValueError("a space has either parameters (a search) or variants (an ablation), not both")
