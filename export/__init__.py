@@ -1,0 +1,27 @@
+"""The winner as files that other runtimes serve, and the proof that they answer as PyTorch does."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One exported file: `name` in `folder`, described by the folder's manifest."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.name
+
+    @property
+    def entry(self) -> Mapping[str, Any]:
+        return self.manifest["files"][self.name]
+
+    @property
+    def label(self) -> str:
+        return f"{self.manifest['id']}/{self.name}"

@@ -193,13 +193,14 @@ def run(
     main: Callable[[M], int],
     doc: str,
     resolve: Callable[[dict[str, Any]], M] | None = None,
-    arguments: list[str] | None = None,
+    prepare: Callable[[list[str]], list[str]] = list,
 ) -> int:
     """Parse the command line, build the configuration and call `main`; returns the exit code.
 
-    `resolve` turns the values by dotted key into the configuration, where that takes more than checking them.
+    `resolve` turns the values by dotted key into the configuration, where that takes more than checking them;
+    `prepare` rewrites the arguments of a command with a shorter form.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         print(help_text(doc, model))
         return 0
@@ -209,7 +210,7 @@ def run(
     debug = "--debug" in arguments
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        values = read(split([a for a in arguments if a != "--debug"]), model)
+        values = read(split(prepare([a for a in arguments if a != "--debug"])), model)
         return main(resolve(values) if resolve else build(model, nested(values)))
     except BadInput as error:
         if debug:

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one live status on a terminal, plain lines in a pipe, all lines in run.log."""
+"""What a person sees while a run goes on: a live status on a terminal, plain lines in a pipe; all lines in run.log."""
 
 import contextlib
 import datetime

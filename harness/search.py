@@ -231,6 +231,8 @@ def run_planned(
 
 def run_suggested(indices: Sequence[int], planner: Planner, run: results.RunDirectory, progress: Progress) -> None:
     """Run the samples with these indices as Optuna suggests them, told of the trials that have ended before."""
+    import optuna
+
     search, parameters = planner.search, planner.resolved.space.parameters
     known: dict[str, Planned] = {}
     with cluster(planner.resolved.config.resources) as nodes:
@@ -241,6 +243,7 @@ def run_suggested(indices: Sequence[int], planner: Planner, run: results.RunDire
             known[planned.id] = planned
             return _trial_config(planned, planner, run, share)
 
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         searcher = OptunaSamples(
             indices,
             make,

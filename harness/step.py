@@ -5,6 +5,7 @@ random draws come in from outside, so that a step has no random state of its own
 """
 
 import math
+import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -45,8 +46,6 @@ class Plan:
 
 def cpp_compiler() -> str | None:
     """The C++ compiler that torch.compile needs on CPU, if there is one."""
-    import os
-
     return next(
         (found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := shutil.which(name))), None
     )
@@ -158,6 +157,14 @@ def make_optimizer(network: nn.Module, trial: Trial) -> torch.optim.Optimizer:
     return kind(parameters, lr=chosen.lr, weight_decay=chosen.weight_decay, fused=True)
 
 
+def compiled(network: nn.Module, mode: str):
+    """torch.compile, which falls back to eager after so many recompilations in one process with a mere warning: so
+    what earlier trials compiled is forgotten (the cache on disk remains), and reaching the limit is an error."""
+    torch._dynamo.reset()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(network, mode=mode)
+
+
 class Step:
     """`step(images, labels, draws, rate)` trains `network` on one batch and returns sums that stay on the device."""
 
@@ -169,7 +176,7 @@ class Step:
         self.scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "float16")
         self.loss = nn.CrossEntropyLoss(label_smoothing=trial.label_smoothing)
         # Only the network is compiled: with autocast inside, PyTorch would not cache the compiled graph.
-        self.forward = network if plan.compile == "off" else torch.compile(network, mode=plan.compile)
+        self.forward = network if plan.compile == "off" else compiled(network, plan.compile)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor, draws: Draws, rate: float) -> torch.Tensor:
         """`images` uint8 [B, H, W, 3], `labels` [B] -> [loss * B, correct] float32, not yet synchronised."""

@@ -96,7 +96,7 @@ def run_stage(
 
         export_winner(run, resolved.config.export, progress)
     elif stage == "benchmark":
-        from benchmarks.__main__ import benchmark_exported
+        from benchmarks.inference import benchmark_exported
 
         benchmark_exported(run, resolved.config.benchmark, progress)
     else:
@@ -178,12 +178,11 @@ def check_before_start(resolved: plan.Resolved, run: "RunDirectory", recorded: d
             f"search.asha.grace_epochs={config.search.asha.grace_epochs}: must be less than "
             f"trial.epochs={config.trial.epochs}; give a smaller one or search.scheduler=fifo"
         )
-    if config.resources.gpus_per_trial and not config.resources.address:
-        if not local_gpus():
-            raise BadInput(
-                f"resources.gpus_per_trial={config.resources.gpus_per_trial:g}: this machine has no GPU that PyTorch "
-                "can use; leave it out, or give resources.address of a cluster that has"
-            )
+    if config.resources.gpus_per_trial and not config.resources.address and not local_gpus():
+        raise BadInput(
+            f"resources.gpus_per_trial={config.resources.gpus_per_trial:g}: this machine has no GPU that PyTorch "
+            "can use; leave it out, or give resources.address of a cluster that has"
+        )
     datasets.identity(config.data)
 
 

@@ -10,6 +10,7 @@ from tune_spaces import Choice, LogUniform, Space, Uniform
 SPACE = Space(
     trial={
         "architecture": "final",
+        "options.dropout": 0.0,
         "optimizer.name": "adam",
         "optimizer.lr": 5e-4,
         "augmentation.flip": True,

@@ -9,6 +9,9 @@ from tune_spaces import Choice, LogUniform, Space, Uniform
 SPACE = Space(
     trial={
         "architecture": "model1",
+        "options.kernel_size": 3,
+        "options.batch_norm": "after",
+        "options.dropout": 0.1,
         "optimizer.name": "sgd",
         "optimizer.lr": 5e-2,
         "early_stop": 4,

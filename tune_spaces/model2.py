@@ -9,6 +9,8 @@ from tune_spaces import Choice, LogUniform, Space, Uniform
 SPACE = Space(
     trial={
         "architecture": "model2",
+        "options.activation": "mish",
+        "options.dropout": 0.1,
         "optimizer.name": "sgd",
         "optimizer.lr": 5e-2,
         "early_stop": 4,

@@ -54,8 +54,8 @@ def _archive(data: Data) -> Path:
     except Exception as error:
         archive.unlink(missing_ok=True)
         raise BadInput(
-            f"data.name=cifar10: {ARCHIVE} is neither in {folder} nor to be downloaded ({type(error).__name__}); put it "
-            "there, or use data.name=digits (no files needed) or data.name=images data.root=DIR (class folders)"
+            f"data.name=cifar10: {ARCHIVE} is neither in {folder} nor to be downloaded ({type(error).__name__}); put "
+            "it there, or use data.name=digits (no files needed) or data.name=images data.root=DIR (class folders)"
         ) from error
     return archive
 

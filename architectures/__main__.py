@@ -1,0 +1,71 @@
+"""python -m architectures [NAME|FILE.py [key=value ...]]: layers, output shapes, parameters and multiply-adds.
+
+Without a name every network of the folder with its totals, at 10 classes and 32x32. Options of a network are written
+key=value: `python -m architectures final kernel_size=5 input_size=64 num_classes=100`.
+"""
+
+import sys
+from typing import Any
+
+from pydantic import Field
+
+from harness import cli, plugins
+from harness.config import Strict, Trial
+from harness.errors import BadInput
+
+
+class Architectures(Strict):
+    name: str | None = Field(None, description="which network; also as the first word, without name=")
+    num_classes: int = Field(10, ge=2, description="width of the output")
+    input_size: int = Field(32, ge=1, description="side of the images in pixels")
+    options: dict[str, Any] = Field(default_factory=dict, description="any other key: an option of the network")
+
+
+def main(config: Architectures) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from architectures._summary import summarize
+
+    console = Console(highlight=False)
+    if config.name is None:
+        table = Table("network", "parameters", "multiply-adds", "what it is", box=None)
+        for name in plugins.names("architectures"):
+            network = plugins.build_network(Trial(architecture=name), config.num_classes, config.input_size)
+            summary = summarize(network, config.input_size)
+            doc = (plugins.load("architectures", name, "__doc__") or "").strip().split("\n\n")[0]
+            table.add_row(name, f"{summary.parameters:,}", f"{summary.macs:,}", " ".join(doc.split()))
+        console.print(table)
+        return 0
+    trial = Trial(architecture=config.name, options=config.options)
+    network = plugins.build_network(trial, config.num_classes, config.input_size)
+    summary = summarize(network, config.input_size)
+    table = Table("layer", "kind", "output", "parameters", "multiply-adds", box=None)
+    for layer in summary.layers:
+        shape = " x ".join(str(n) for n in layer.output_shape[1:])
+        table.add_row(layer.name, layer.kind, shape, f"{layer.parameters:,}", f"{layer.macs:,}")
+    console.print(table)
+    trained = summary.trainable_parameters
+    frozen = f" ({trained:,} of them trained)" if trained != summary.parameters else ""
+    console.print(f"{summary.parameters:,} parameters{frozen}, {summary.macs:,} multiply-adds an image")
+    known = ", ".join(f"{n}={p.default}" for n, p in plugins.network_options(config.name).items())
+    console.print(f"options: {known}", soft_wrap=True)
+    return 0
+
+
+def arguments(words: list[str]) -> list[str]:
+    """`final kernel_size=5` as `name=final options.kernel_size=5`."""
+    own = {key.name for key in cli.keys(Architectures)} - {"options"}
+    if words and "=" not in words[0] and not words[0].startswith("-"):
+        words = [f"name={words[0]}", *words[1:]]
+    for word in words:
+        if "=" not in word and not word.startswith("-"):
+            raise BadInput(f"{word}: one network at a time; options are written key=value")
+    return [
+        word if word.startswith("-") or word.split("=")[0] in own or word.startswith("options.") else f"options.{word}"
+        for word in words
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(Architectures, main, __doc__ or "", prepare=arguments))

@@ -1,0 +1,36 @@
+"""PyTorch as it is, without compilation: the reference for answers and speed."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from export import Artifact
+from export.runtimes import Predict, Unavailable
+from harness.trial import restore
+
+FORMAT = "torch"
+
+
+def load(artifact: Artifact, device: str, threads: int) -> Predict:
+    return as_predict(network(artifact, device, threads), device)
+
+
+def network(artifact: Artifact, device: str, threads: int) -> nn.Module:
+    """The trained network on its device, float32, channels_last, eval mode."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Unavailable("PyTorch sees no CUDA device")
+    torch.set_num_threads(threads)
+    manifest = artifact.manifest
+    found = restore(artifact.folder, manifest, len(manifest["classes"]), manifest["input_size"])
+    return found.to(device, memory_format=torch.channels_last)
+
+
+def as_predict(module, device: str) -> Predict:
+    """Host arrays in and out around a module; the copies belong to the call."""
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            inputs = torch.from_numpy(images).to(device, memory_format=torch.channels_last)
+            return module(inputs).cpu().numpy()
+
+    return predict

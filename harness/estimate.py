@@ -1,0 +1,85 @@
+"""`dry_run=true`: what a command would run and about how long it would take on this machine."""
+
+import time
+from typing import TYPE_CHECKING
+
+from harness import plugins, results
+from harness.config import Trial
+from harness.plan import Planned, Planner, Resolved
+from harness.progress import Progress, duration
+
+if TYPE_CHECKING:
+    from harness.datasets import Dataset
+
+MEASURE_SECONDS = 2.0
+
+
+def print_estimate(resolved: Resolved, planner: Planner, data: "Dataset", progress: Progress) -> None:
+    """A line a trial, then images to train on, arithmetic and time, from steps of the base network timed here."""
+    config, search = resolved.config, resolved.config.search
+    run = results.RunDirectory(resolved.run)
+    done = {r["id"] for r in run.trials() if results.is_done(r)}
+    optuna = search.algorithm == "optuna" and bool(resolved.space.parameters)
+    trials = [planner.trial("search", {})] * search.samples if optuna else planner.search_trials()
+    progress.line(f"run {run.path}")
+    if optuna:
+        progress.line(f"search: {search.samples} samples, as Optuna suggests them")
+    else:
+        for planned in trials:
+            changes = " ".join(f"{k}={v}" for k, v in planned.parameters.items()) or "base configuration"
+            state = "done before" if planned.id in done else "to run"
+            name = planned.variant or f"sample {planned.index}"
+            progress.line(f"  {planned.id} {name}, seed {planned.seed}: {state}; {changes}")
+    todo = trials if optuna else [planned for planned in trials if planned.id not in done]
+    confirm = min(search.confirm, len(trials)) * search.confirm_seeds
+    if resolved.space.variants or len(trials) < 2:
+        confirm = 0
+    progress.line(f"search: {len(todo)} trials to run; confirm: {confirm}")
+    if not todo and not confirm:
+        return
+    speed, seconds_per_mac = _measure(trials[0].config, data)
+    images, work = 0, 0.0
+    for planned, count in [*[(one, 1) for one in todo], (trials[0], confirm)]:
+        own_images = count * planned.config.epochs * _images_an_epoch(planned, data)
+        images += own_images
+        work += own_images * _macs(planned.config, data)
+    progress.line(
+        f"cost: at most {images:,} images, {6 * work / 1e12:,.1f} TFLOP; about {duration(work * seconds_per_mac)} on this "
+        f"machine at the {speed:,.0f} images/s that the first trial's network trains here (export and benchmark apart)"
+    )
+
+
+def _images_an_epoch(planned: Planned, data: "Dataset") -> int:
+    """Training images and validation's share: a forward pass is a third of a step."""
+    return len(data.train) + planned.config.validations_per_epoch * len(data.validation) // 3
+
+
+def _macs(config: Trial, data: "Dataset") -> int:
+    from architectures._summary import summarize
+
+    return summarize(plugins.build_network(config, len(data.classes), data.input_size), data.input_size).macs
+
+
+def _measure(config: Trial, data: "Dataset") -> tuple[float, float]:
+    """(images a second, seconds per image and multiply-add) of real steps on this machine's first device."""
+    import torch
+
+    from harness.step import Draws, Plan, Step
+    from harness.trial import pick_device
+
+    device = pick_device("auto")
+    plan = Plan.of(config, device)
+    network = plugins.build_network(config, len(data.classes), data.input_size).to(device)
+    step = Step(network, config, plan, device)
+    draws = Draws.of(torch.arange(config.batch_size, device=device), config, 0)
+    side = data.input_size
+    images = torch.zeros(config.batch_size, side, side, 3, dtype=torch.uint8, device=device)
+    labels = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
+    for _ in range(2):
+        step(images, labels, draws, 0.0).tolist()
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < MEASURE_SECONDS:
+        step(images, labels, draws, 0.0).tolist()
+        count += 1
+    speed = count * config.batch_size / (time.perf_counter() - started)
+    return speed, 1 / (speed * _macs(config, data))

@@ -1,0 +1,189 @@
+"""The report's figures, drawn with seaborn from tables: each takes data and returns a matplotlib Figure."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+WIDTH = 7.5  # inches; the page shows them at most this wide
+MOST_LINES = 12  # more trials than that get one colour each no longer
+
+sns.set_theme(style="whitegrid", context="notebook", palette="colorblind", font_scale=0.9)
+
+
+def validation_curves(histories: pd.DataFrame) -> Figure:
+    """`histories`: columns trial, group, epoch, val_accuracy, val_loss; a group is a variant or a sample."""
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.4), layout="constrained")
+    groups = histories["group"].nunique()
+    many = groups > MOST_LINES
+    for axis, column, label in (
+        (axes[0], "val_accuracy", "validation accuracy"),
+        (axes[1], "val_loss", "validation loss"),
+    ):
+        sns.lineplot(
+            histories,
+            x="epoch",
+            y=column,
+            hue="group",
+            units="trial",
+            estimator=None,
+            palette="viridis" if many else sns.color_palette("colorblind", groups) if groups <= 10 else "husl",
+            linewidth=1.4,
+            alpha=0.85,
+            marker="o" if histories["epoch"].nunique() < 3 else None,
+            legend=axis is axes[1] and not many,
+            ax=axis,
+        )
+        axis.set(xlabel="epoch", ylabel=label)
+    if not many:
+        sns.move_legend(axes[1], "upper left", bbox_to_anchor=(1.02, 1), title=None, frameon=False)
+    _limit_loss(axes[1], histories["val_loss"])
+    return figure
+
+
+def _limit_loss(axis, losses: pd.Series) -> None:
+    """One diverging trial must not squeeze the others into a line."""
+    finite = losses[np.isfinite(losses)]
+    if len(finite) and finite.max() > 4 * finite.quantile(0.9):
+        axis.set_ylim(top=2 * finite.quantile(0.9))
+
+
+def effects(table: pd.DataFrame, reference: str) -> Figure:
+    """`table`: columns variant, mean, low, high (differences of accuracy in [0, 1], 95 %); shown in points."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.38 * len(table)), layout="constrained")
+    positions = np.arange(len(table))[::-1]
+    means = 100 * table["mean"].to_numpy()
+    sns.scatterplot(x=means, y=positions, s=45, ax=axis, zorder=3)
+    known = np.isfinite(table["low"].to_numpy(dtype=float))
+    low, high = 100 * table["low"].to_numpy(dtype=float), 100 * table["high"].to_numpy(dtype=float)
+    axis.hlines(positions[known], low[known], high[known], linewidth=2)
+    axis.axvline(0, color="0.4", linewidth=1)
+    axis.set_yticks(positions, table["variant"])
+    axis.set(xlabel=f"validation accuracy against {reference}, points (95 % interval)", ylabel="")
+    axis.set_ylim(-0.6, len(table) - 0.4)
+    return figure
+
+
+def parallel_parameters(table: pd.DataFrame, metric: str) -> Figure:
+    """Parallel coordinates: a line a trial over its parameters, coloured by `metric`, the last axis.
+
+    `table`: one column a parameter, and `metric`. Numbers are placed by rank-free scale (logarithmic where all are
+    positive and span over a factor of 20), others by category.
+    """
+    columns = [*[c for c in table.columns if c != metric], metric]
+    figure, axis = plt.subplots(figsize=(max(WIDTH, 1.5 * len(columns)), 3.8), layout="constrained")
+    places = np.empty((len(table), len(columns)))
+    for position, name in enumerate(columns):
+        places[:, position], ticks = _scale(table[name])
+        axis.axvline(position, color="0.7", linewidth=1, zorder=0)
+        for place, text in ticks:
+            axis.annotate(
+                text,
+                (position, place),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
+                zorder=5,
+            )
+    values = table[metric].to_numpy(dtype=float)
+    colours = sns.color_palette("viridis", as_cmap=True)
+    span = np.ptp(values) or 1.0
+    for row in np.argsort(values if metric == "val_accuracy" else -values):
+        share = (values[row] - values.min()) / span
+        axis.plot(range(len(columns)), places[row], color=colours(share), linewidth=1.8, alpha=0.9)
+    axis.set_xticks(range(len(columns)), [c.replace(".", ".\n") for c in columns])
+    axis.set(yticks=[], xlim=(-0.1, len(columns) - 1 + 0.45), ylim=(-0.06, 1.06))
+    axis.grid(visible=False)
+    sns.despine(ax=axis, left=True)
+    return figure
+
+
+def _scale(values: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """(places in [0, 1], ticks) of one axis."""
+    numeric = pd.to_numeric(values, errors="coerce")
+    if numeric.notna().all() and not values.map(lambda v: isinstance(v, bool)).any():
+        numbers = numeric.to_numpy(dtype=float)
+        logarithmic = numbers.min() > 0 and numbers.max() / numbers.min() > 20
+        scaled = np.log(numbers) if logarithmic else numbers
+        low, high = scaled.min(), scaled.max()
+        if low == high:
+            return np.full(len(numbers), 0.5), [(0.5, f"{numbers[0]:.3g}")]
+        ticks = np.linspace(low, high, 4)
+        texts = [f"{np.exp(t) if logarithmic else t:.3g}" for t in ticks]
+        return (scaled - low) / (high - low), [
+            ((t - low) / (high - low), text) for t, text in zip(ticks, texts, strict=True)
+        ]
+    names = sorted(values.astype(str).unique())
+    step = 1 / max(len(names) - 1, 1)
+    where = {name: (i * step if len(names) > 1 else 0.5) for i, name in enumerate(names)}
+    return values.astype(str).map(where).to_numpy(dtype=float), [(place, name) for name, place in where.items()]
+
+
+def accuracy_against_throughput(summary: pd.DataFrame, accuracy: Mapping[str, float], batch_size: int) -> Figure:
+    """`summary`: rows of inference_summary.csv; `accuracy`: test accuracy by artifact."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
+    rows = summary[(summary["batch_size"] == batch_size) & (summary["backend"] != "torch_eager_again")].copy()
+    rows["accuracy"] = 100 * rows["artifact"].map(accuracy)
+    rows["runtime"] = rows["backend"] + " (" + rows["device"] + ")"
+    sns.scatterplot(rows, x="images_per_second", y="accuracy", hue="runtime", style="runtime", s=110, ax=axis)
+    middle = float(rows["accuracy"].mean())
+    reach = max(1.0, 1.5 * float(np.ptp(rows["accuracy"])))
+    axis.set(
+        xlabel=f"images a second at batch size {batch_size}",
+        ylabel="test accuracy, %",
+        xlim=(0, 1.1 * rows["images_per_second"].max()),
+        ylim=(middle - reach, min(100.2, middle + reach)),
+    )
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1.02, 1), title=None, frameon=False)
+    return figure
+
+
+def latency_by_batch_size(rounds: pd.DataFrame) -> Figure:
+    """`rounds`: rows of inference.csv; milliseconds a call, median with the range of the rounds."""
+    rows = rounds[rounds["backend"] != "torch_eager_again"].copy()
+    rows["latency_ms"] = 1000 * rows["seconds"] * rows["batch_size"] / rows["images"]
+    rows["runtime"] = rows["backend"] + " (" + rows["device"] + ")"
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+    sns.lineplot(
+        rows,
+        x="batch_size",
+        y="latency_ms",
+        hue="runtime",
+        style="runtime",
+        markers=True,
+        dashes=False,
+        estimator="median",
+        errorbar=("pi", 100),
+        ax=axis,
+    )
+    sizes = sorted(rows["batch_size"].unique())
+    axis.set(xscale="log", yscale="log", xlabel="batch size, images a call", ylabel="milliseconds a call")
+    axis.set_xticks(sizes, [str(s) for s in sizes])
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    sns.move_legend(axis, "upper left", title=None, frameon=True)
+    return figure
+
+
+def accuracy_by_class(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
+    """`confusion`: test images by [true class][predicted class]."""
+    counts = np.asarray(confusion)
+    table = pd.DataFrame({"class": list(classes), "accuracy": 100 * counts.diagonal() / counts.sum(1)})
+    table = table.sort_values("accuracy", ascending=False)
+    if len(table) > 30:
+        table = pd.concat([table.head(15), table.tail(15)])
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.0 + 0.28 * len(table)), layout="constrained")
+    sns.barplot(table, x="accuracy", y="class", color=sns.color_palette("colorblind")[0], ax=axis)
+    for row, value in enumerate(table["accuracy"]):
+        axis.annotate(f"{value:.1f}", (value, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=9)
+    axis.axvline(100 * counts.trace() / counts.sum(), color="0.3", linewidth=1, linestyle="--")
+    axis.set(xlabel="test accuracy, % (dashed: all classes)", ylabel="", xlim=(0, 108))
+    return figure
