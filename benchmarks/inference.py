@@ -175,12 +175,12 @@ def benchmark_exported(run: results.RunDirectory, settings: Benchmark, progress:
     checkpoint.write_atomically(run.path / "inference.csv", results.csv_text(COLUMNS, rows))
     checkpoint.write_atomically(run.path / "inference_summary.csv", summary.to_csv(index=False))
     checkpoint.write_json(digest_file, request)
-    for row in summary.itertuples():
-        if row.ratio == row.ratio:  # absent runtimes have none
-            progress.line(
-                f"benchmark: batch {row.batch_size:g}, {row.backend} on {row.device}: {row.images_per_second:,.0f} "
-                f"images/s, {row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}] times {REFERENCE}"
-            )
+    for row in summary.dropna(subset=["ratio"]).to_dict("records"):  # absent runtimes have none
+        progress.line(
+            f"benchmark: batch {row['batch_size']:g}, {row['backend']} on {row['device']}: "
+            f"{row['images_per_second']:,.0f} images/s, {row['ratio']:.2f} [{row['ratio_low']:.2f}, "
+            f"{row['ratio_high']:.2f}] times {REFERENCE}"
+        )
 
 
 def _same(path: "Path", request: dict[str, Any]) -> bool:

@@ -29,7 +29,7 @@ def main(config: ExportConfig) -> int:
 
 def export_winner(run: "RunDirectory", settings: Export, progress: "Progress") -> None:
     """Export the winning configuration's trial with the best validation; RuntimeError where parity fails."""
-    from export import onnx, parity
+    from export import Artifact, onnx, parity
     from export.runtimes import onnxruntime
     from harness import checkpoint, datasets, results, stats
     from harness.config import Trial
@@ -90,11 +90,9 @@ def export_winner(run: "RunDirectory", settings: Export, progress: "Progress") -
         uint8_input = {"name": "images", "dtype": "uint8", "shape": ["batch", side, side, 3], "normalized": False}
         module = onnx.FromUint8(restored, trial.normalization).eval()
         variants["model_uint8.onnx"] = (module, torch.from_numpy(images[:2].copy()), uint8_input, images)
-    from export import Artifact
-
-    for name, (module, example, description, inputs) in variants.items():
+    for name, (to_export, example, description, inputs) in variants.items():
         progress.status(f"exporting {name}")
-        onnx.export_onnx(module, example.contiguous(), folder / name, settings.opset)
+        onnx.export_onnx(to_export, example.contiguous(), folder / name, settings.opset)
         entry = _entry(folder / name, "onnx", description) | {"opset": settings.opset}
         progress.status(f"checking {name} on {len(images):,} test images")
         predict = onnxruntime.load(Artifact(folder, manifest, name), "cpu", torch.get_num_threads())

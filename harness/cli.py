@@ -50,10 +50,8 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
             continue
         extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
         default = None if info.is_required() else info.get_default(call_default_factory=True)
-        folder = extra.get("folder")
-        yield Key(
-            prefix + name, annotation, default, info.description or "", folder and str(folder), info.is_required()
-        )
+        folder = str(extra["folder"]) if "folder" in extra else None
+        yield Key(prefix + name, annotation, default, info.description or "", folder, info.is_required())
 
 
 def split(arguments: list[str]) -> dict[str, str]:
@@ -189,10 +187,10 @@ def _show(value: Any) -> str:
 
 
 def run(
-    model: type[M],
-    main: Callable[[M], int],
+    model: type[BaseModel],
+    main: Callable[[Any], int],
     doc: str,
-    resolve: Callable[[dict[str, Any]], M] | None = None,
+    resolve: Callable[[dict[str, Any]], Any] | None = None,
     prepare: Callable[[list[str]], list[str]] = list,
 ) -> int:
     """Parse the command line, build the configuration and call `main`; returns the exit code.

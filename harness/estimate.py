@@ -16,7 +16,7 @@ MEASURE_SECONDS = 2.0
 
 def print_estimate(resolved: Resolved, planner: Planner, data: "Dataset", progress: Progress) -> None:
     """A line a trial, then images to train on, arithmetic and time, from steps of the base network timed here."""
-    config, search = resolved.config, resolved.config.search
+    search = resolved.config.search
     run = results.RunDirectory(resolved.run)
     done = {r["id"] for r in run.trials() if results.is_done(r)}
     optuna = search.algorithm == "optuna" and bool(resolved.space.parameters)
@@ -44,8 +44,8 @@ def print_estimate(resolved: Resolved, planner: Planner, data: "Dataset", progre
         images += own_images
         work += own_images * _macs(planned.config, data)
     progress.line(
-        f"cost: at most {images:,} images, {6 * work / 1e12:,.1f} TFLOP; about {duration(work * seconds_per_mac)} on this "
-        f"machine at the {speed:,.0f} images/s that the first trial's network trains here (export and benchmark apart)"
+        f"cost: at most {images:,} images, {6 * work / 1e12:,.1f} TFLOP; about {duration(work * seconds_per_mac)} on "
+        f"this machine at the {speed:,.0f} images/s of the first trial's network (export and benchmark apart)"
     )
 
 

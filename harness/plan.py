@@ -1,5 +1,6 @@
 """From a command line and a space to the list of trials: what a run means, before anything runs."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -73,6 +74,8 @@ def resolve(values: Mapping[str, Any]) -> Resolved:
     if "space" not in values:
         raise BadInput(f"space=: which space? give space=NAME, one of {', '.join(plugins.names('tune_spaces'))}")
     space = plugins.load_space(values["space"])
+    if values.get("trial.architecture", space.trial.get("architecture")) != space.trial.get("architecture"):
+        space = _without_options(space)
     where = f"space={values['space']}: "
     prefixed = {f"trial.{k}": v for k, v in space.trial.items()}
     prefixed |= {f"data.{k}": v for k, v in space.data.items()} | {f"search.{k}": v for k, v in space.search.items()}
@@ -90,6 +93,15 @@ def resolve(values: Mapping[str, Any]) -> Resolved:
     return Resolved(config, _without(space, pinned, config), pinned)
 
 
+def _without_options(space: Space) -> Space:
+    """Options are those of an architecture: whoever chooses another leaves the space's behind."""
+    trial, parameters = (
+        {key: value for key, value in values.items() if not key.startswith("options.")}
+        for values in (space.trial, space.parameters)
+    )
+    return dataclasses.replace(space, trial=trial, parameters=parameters)
+
+
 def _without(space: Space, pinned: Mapping[str, Any], config: Tune) -> Space:
     if config.search.variants is not None:
         unknown = [name for name in config.search.variants if name not in space.variants]
@@ -104,7 +116,7 @@ def _without(space: Space, pinned: Mapping[str, Any], config: Tune) -> Space:
                 "leave it out, or write a space of your own"
             )
     parameters = {key: domain for key, domain in space.parameters.items() if key not in pinned}
-    return Space(space.trial, space.data, space.search, parameters, space.variants)
+    return dataclasses.replace(space, parameters=parameters)
 
 
 class Planner:
@@ -125,7 +137,10 @@ class Planner:
         read_test: bool = False,
     ) -> Planned:
         """The base with `changes` (dotted keys) as a trial; sample `index` has a seed of its own."""
-        config = cli.build(Trial, cli.merge(self.resolved.base, cli.nested(dict(changes))), f"{variant or 'sample'}: ")
+        base = self.resolved.base
+        if changes.get("architecture", base["architecture"]) != base["architecture"]:
+            base["options"] = {}  # they are the other architecture's
+        config = cli.build(Trial, cli.merge(base, cli.nested(dict(changes))), f"{variant or 'sample'}: ")
         seed = self.search.seed + index if seed is None else seed
         identity = results.trial_id(config.model_dump(mode="json"), seed, self.fingerprint)
         return Planned(identity, stage, variant, index, seed, config, dict(changes), read_test)

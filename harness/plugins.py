@@ -107,9 +107,10 @@ def build_network(trial: Trial, num_classes: int, input_size: int, *, restoring:
     """
     build = load("architectures", trial.architecture, "build")
     known = network_options(trial.architecture)
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values())
     options = dict(trial.options)
     for name, value in options.items():
-        if name not in known:
+        if name not in known and not takes_any:
             raise BadInput(
                 f"trial.options.{name}={value}: {trial.architecture} has no such option; "
                 f"choose from {', '.join(known) or 'none'}"

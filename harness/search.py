@@ -218,12 +218,22 @@ class OptunaSamples(NotPickled, OptunaSearch):
 
 
 def run_planned(
-    trials: Sequence[Planned], planner: Planner, run: results.RunDirectory, progress: Progress, *, scheduler: bool
+    trials: Sequence[Planned],
+    of: int,
+    planner: Planner,
+    run: results.RunDirectory,
+    progress: Progress,
+    *,
+    scheduler: bool,
 ) -> None:
-    """Run these trials. `scheduler`: whether the configured one may stop some; confirmation never is cut short."""
+    """Run these trials, all that is missing `of` so many. `scheduler`: whether the configured one may stop some.
+
+    A trial's share of the machine follows from `of`: its threads, and with them its bits, are the same whether the
+    run was interrupted or not.
+    """
     known = {planned.id: planned for planned in trials}
     with cluster(planner.resolved.config.resources) as nodes:
-        share = Share.of(planner.resolved.config.resources, nodes, len(trials))
+        share = Share.of(planner.resolved.config.resources, nodes, of)
         configs = [_trial_config(planned, planner, run, share) for planned in trials]
         space = {"job": tune.grid_search([c["job"] for c in configs]), "threads": share.threads}
         _fit(space, BasicVariantGenerator(), 1, known, len(trials), planner, run, progress, share, scheduler)
@@ -236,7 +246,7 @@ def run_suggested(indices: Sequence[int], planner: Planner, run: results.RunDire
     search, parameters = planner.search, planner.resolved.space.parameters
     known: dict[str, Planned] = {}
     with cluster(planner.resolved.config.resources) as nodes:
-        share = Share.of(planner.resolved.config.resources, nodes, len(indices))
+        share = Share.of(planner.resolved.config.resources, nodes, search.samples)
 
         def make(changes: dict[str, Any], index: int) -> dict[str, Any]:
             planned = planner.trial("search", changes, index=index)

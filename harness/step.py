@@ -101,7 +101,8 @@ class Draws:
 
     def batch(self, number: int, size: int) -> "Draws":
         part = slice(number * size, (number + 1) * size)
-        return Draws(*(None if t is None else t[part] for t in (self.rows, self.flips, self.shifts)))
+        flips, shifts = (None if t is None else t[part] for t in (self.flips, self.shifts))
+        return Draws(self.rows[part], flips, shifts)
 
 
 def augment(images: torch.Tensor, draws: Draws, padding: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -91,7 +91,7 @@ def train(job: Job, report: Callable[[dict[str, Any]], None] | None = None) -> d
             report(row)
 
 
-def training(job: Job) -> Iterator[dict[str, Any]]:
+def training(job: Job) -> Generator[dict[str, Any], None, dict[str, Any]]:
     """Yields a row of the history at each validation; its return value is the record of the finished trial.
 
     A failure is a record too: status `failed`, `oom` or `diverged`, the traceback in error.txt. Only what the driver
@@ -134,7 +134,7 @@ def _train(job: Job, record: dict[str, Any], history: list[dict[str, Any]]) -> I
     torch.manual_seed(derive(job.seed, "initial weights"))
     network = plugins.build_network(config, len(data.classes), data.input_size)
     summary = summarize(network, data.input_size)
-    network.to(device, memory_format=torch.channels_last if plan.channels_last else torch.contiguous_format)
+    network = to_device(network, device, plan.channels_last)
     step = Step(network, config, plan, device)
     evaluate_now = Evaluation(network, config.normalization, device, plan.channels_last)
 
@@ -267,12 +267,17 @@ def read_test(folder: Path, record: dict[str, Any], data: Data, device: str = "a
     dataset, parts = device_data(data.model_dump_json(), str(target))
     config = Trial.model_validate(record["config"])
     network = restore(folder, record, len(dataset.classes), dataset.input_size)
-    network.to(target, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    network = to_device(network, target, config.channels_last)
     evaluate = Evaluation(network, config.normalization, target, config.channels_last)
     test_loss, test_accuracy = evaluate(parts["test"], "float32")
     record = {**record, "metrics": {**record["metrics"], "test_accuracy": test_accuracy, "test_loss": test_loss}}
     results.write_trial(folder, record)
     return record
+
+
+def to_device(network: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """The network on the device in that memory layout."""
+    return network.to(device).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def pick_device(name: str) -> torch.device:

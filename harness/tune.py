@@ -11,6 +11,7 @@ what is missing runs. A value given here pins that parameter: it leaves the sear
 Exit codes: 0 all done; 1 a trial or a stage failed; 2 bad input; 130, 143 stopped by SIGINT, SIGTERM.
 """
 
+import contextlib
 import signal
 import sys
 import time
@@ -57,17 +58,22 @@ def main(resolved: plan.Resolved) -> int:
         print_estimate(resolved, planner, data, progress)
         return 0
 
-    run.path.mkdir(parents=True, exist_ok=True)
-    run.create(run_json(resolved, data), sys.argv)
-    progress.log = run.path / "run.log"
-    progress.line(f"run {run.path}")
     failed: list[str] = []
     started = time.monotonic()
-    for stage in STAGES:
-        if stage in config.stages:
+    with contextlib.ExitStack() as stack:
+        if config.resources.address and {"search", "confirm"} & set(config.stages):
+            from harness.search import Share, cluster
+
+            nodes = stack.enter_context(cluster(config.resources))  # a wrong address is told before anything is written
+            Share.of(config.resources, nodes, 1)
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.create(run_json(resolved, data), sys.argv)
+        progress.log = run.path / "run.log"
+        progress.line(f"run {run.path}")
+        for stage in (stage for stage in STAGES if stage in config.stages):
             try:
                 run_stage(stage, resolved, planner, trials, run, data, progress)
-            except (BadInput, KeyboardInterrupt, SystemExit):
+            except BadInput:
                 raise
             except Exception as error:
                 failed.append(stage)
@@ -116,7 +122,7 @@ def search(planner: "Planner", trials: "list[Planned] | None", run: "RunDirector
         missing = [planned for planned in trials if planned.id not in done]
         progress.line(f"search: {len(missing)} trials to run, {len(trials) - len(missing)} done before")
         if missing:
-            run_planned(missing, planner, run, progress, scheduler=True)
+            run_planned(missing, len(trials), planner, run, progress, scheduler=True)
     else:
         taken = {r["index"] for r in done.values() if r["stage"] == "search"}
         indices = [i for i in range(planner.search.samples) if i not in taken]
@@ -147,7 +153,7 @@ def confirm(planner: "Planner", run: "RunDirectory", progress: "Progress") -> No
         missing = [trial for trial in planned if trial.id not in done]
         progress.line(f"confirm: {len(missing)} trials to run, {len(planned) - len(missing)} done before")
         if missing:
-            run_planned(missing, planner, run, progress, scheduler=False)
+            run_planned(missing, len(planned), planner, run, progress, scheduler=False)
     winner = stats.ranking(run.trials(), settings.metric)[0]
     for record in winner.records:
         if "test_accuracy" not in record["metrics"]:
@@ -182,6 +188,11 @@ def check_before_start(resolved: plan.Resolved, run: "RunDirectory", recorded: d
         raise BadInput(
             f"resources.gpus_per_trial={config.resources.gpus_per_trial:g}: this machine has no GPU that PyTorch "
             "can use; leave it out, or give resources.address of a cluster that has"
+        )
+    cores = results.environment()["cores"]
+    if (config.resources.cpus_per_trial or 0) > cores and not config.resources.address:
+        raise BadInput(
+            f"resources.cpus_per_trial={config.resources.cpus_per_trial:g}: this machine has {cores}; ask for less"
         )
     datasets.identity(config.data)
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from export import Artifact
 from export.runtimes import Predict, Unavailable
-from harness.trial import restore
+from harness.trial import restore, to_device
 
 FORMAT = "torch"
 
@@ -22,7 +22,7 @@ def network(artifact: Artifact, device: str, threads: int) -> nn.Module:
     torch.set_num_threads(threads)
     manifest = artifact.manifest
     found = restore(artifact.folder, manifest, len(manifest["classes"]), manifest["input_size"])
-    return found.to(device, memory_format=torch.channels_last)
+    return to_device(found, torch.device(device), channels_last=True)
 
 
 def as_predict(module, device: str) -> Predict:

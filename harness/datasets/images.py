@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -17,6 +18,9 @@ import psutil
 from harness.config import Data
 from harness.datasets import Decoded, Progress
 from harness.errors import BadInput
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 CHUNK = 500
@@ -93,10 +97,7 @@ def _files(root: Path, part: str) -> tuple[list[str], list[Path], np.ndarray]:
 
 
 def _common_side(path: Path) -> int:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        width, height = image.size
+    width, height = _rgb(path).size
     if width != height:
         raise BadInput(f"data.root: {path} is {width}x{height}, not square; give data.size=N to resize all to NxN")
     return width
@@ -111,22 +112,29 @@ def _refuse_if_larger_than_memory(root: Path, total: int, side: int) -> None:
         )
 
 
+def _rgb(path: Path) -> "Image.Image":
+    """A file's image as RGB; BadInput names the file that holds none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+                transparent = image.convert("RGBA")
+                return Image.alpha_composite(Image.new("RGBA", image.size, "black"), transparent).convert("RGB")
+            return image.convert("RGB")
+    except Exception as error:
+        raise BadInput(f"data.root: {path} cannot be read as an image ({error}); mend or remove it") from error
+
+
 def _read(paths: list[Path], side: int, resize: bool) -> np.ndarray:
     """Images of these files, uint8 [len(paths), side, side, 3]."""
-    from PIL import Image
+    from PIL.Image import Resampling
 
     images = np.empty((len(paths), side, side, 3), np.uint8)
     for row, path in enumerate(paths):
-        try:
-            with Image.open(path) as image:
-                if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
-                    image = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-                image = image.convert("RGB")
-        except Exception as error:
-            raise BadInput(f"data.root: {path} cannot be read as an image ({error}); mend or remove it") from error
+        image = _rgb(path)
         if resize:
-            image = image.resize((side, side), Image.Resampling.BILINEAR)
+            image = image.resize((side, side), Resampling.BILINEAR)
         elif image.size != (side, side):
             raise BadInput(
                 f"data.root: {path} is {image.width}x{image.height}, the first image {side}x{side}; "

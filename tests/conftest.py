@@ -1,0 +1,70 @@
+"""What the tests share: a cache of their own, small data, and one small run through every stage."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.config import Data
+
+TOP = Path(__file__).parent.parent
+SMALL_SPACE = Path(__file__).parent / "spaces" / "small.py"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Decoded data of the tests does not mix with the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["HARNESS_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """200 small images of ten classes."""
+    return Data(name="digits", limit=20)
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder():
+    """Real CIFAR-10 images in class folders."""
+    folder = os.environ.get("HARNESS_CIFAR10_IMAGES")
+    if not folder:
+        pytest.skip("HARNESS_CIFAR10_IMAGES names no folder")
+    return Path(folder)
+
+
+def command(*arguments: str, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
+    """Run `python ARGUMENTS` as a user would."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+SMALL_RUN = [
+    "-m",
+    "harness.tune",
+    f"space={SMALL_SPACE}",
+    "run=run",
+    "benchmark.batch_sizes=[1,8]",
+    "benchmark.rounds=3",
+    "benchmark.round_seconds=0.01",
+    "benchmark.runtimes=[torch_eager,onnxruntime]",
+]
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """A run directory after all stages of tests/spaces/small.py, and what the command printed."""
+    folder = tmp_path_factory.mktemp("small")
+    done = command(*SMALL_RUN, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "run", done.stdout

@@ -1,0 +1,176 @@
+"""The grammar of the command line, its help and its errors."""
+
+import time
+
+import pytest
+from conftest import TOP, command
+
+from harness import cli
+from harness.config import Tune
+from harness.errors import BadInput
+
+COMMANDS = ["harness.tune", "harness.report", "export", "benchmarks", "architectures"]
+
+
+def read(*arguments: str) -> dict:
+    return cli.read(cli.split(list(arguments)), Tune)
+
+
+def test_values_are_read_by_their_type():
+    values = read(
+        "space=final",
+        "run=a=b, [c] é",
+        "stages=[search,report]",
+        "trial.options.kernel_size=5",
+        "trial.options.widths=[[8,16],[32,32]]",
+        "trial.options.activation=relu",
+        "trial.gradient_clip=none",
+        "trial.augmentation.flip=true",
+        "trial.optimizer.lr=5e-4",
+        "search.variants=[a, b]",
+    )
+    config = cli.build(Tune, cli.nested(values))
+    assert config.run is not None
+    assert config.run.name == "a=b, [c] é"
+    assert config.stages == ["search", "report"]
+    assert config.trial.options == {"kernel_size": 5, "widths": [[8, 16], [32, 32]], "activation": "relu"}
+    assert config.trial.gradient_clip is None
+    assert config.trial.augmentation.flip is True
+    assert config.trial.optimizer.lr == 5e-4
+    assert config.search.variants == ["a", "b"]
+
+
+BAD = {
+    "space=finl": r"space=finl: unknown; did you mean final\? choose one of baseline, final",
+    "space=quick trial.optimizer.lr=-1": r"trial\.optimizer\.lr=-1: input should be greater than 0",
+    "space=quick trial.optimizer.lr=nan": r"trial\.optimizer\.lr=nan: input should be a finite number",
+    "space=quick trial.optimizer.lr=abc": r"trial\.optimizer\.lr=abc: input should be a valid number",
+    "space=quick trial.optimiser.lr=1": r"trial\.optimiser\.lr=1: unknown key; did you mean trial\.optimizer\.lr\?",
+    "space=quick trial.epochs=0": r"trial\.epochs=0: input should be greater than or equal to 1",
+    "space=quick trial.epochs=": r"trial\.epochs=: the value is empty",
+    "space=quick trial.epochs": r"trial\.epochs: not of the form key=value",
+    "space=quick trial.epochs=1 trial.epochs=2": r"trial\.epochs=2: trial\.epochs is given twice",
+    "trial.epochs=1": r"space=: which space\? give space=NAME",
+    "space=quick trial.optimizer.name=sdg": r"trial\.optimizer\.name=sdg: input should be 'sgd', 'adam' or 'adamw'",
+    "space=quick trial.optimizer.nesterov=true": r"nesterov needs optimizer\.name=sgd",
+    "space=quick trial.normalization.std=[0,1,1]": r"trial\.normalization\.std=.*above 0",
+    "space=quick stages=[serch]": r"stages\.0=serch: input should be 'search'",
+    "space=quick trial.architecture=resnet": r"trial\.architecture=resnet: unknown; choose one of baseline",
+    "space=quick trial.architecture=/no/net.py": r"trial\.architecture=/no/net\.py: no such file",
+    "space=quick trial.options.colour=1": r"trial\.options\.colour=1: final has no such option; choose from widths",
+    "space=/no/space.py": r"space=/no/space\.py: no such file",
+    "space=quick data.name=cifar": r"data\.name=cifar: unknown; did you mean cifar10\?",
+    "space=quick data.name=images data.root=/no/folder": r"data\.root=/no/folder: no such folder",
+    "space=quick resources.gpus_per_trial=64": r"resources\.gpus_per_trial=64: ",
+    "space=quick trial.precision=float16": r"trial\.precision=float16: needs a CUDA device",
+    "space=quick trial.batch_size=5000": r"trial\.batch_size=5000: more than the \d+ training images",
+    "space=quick search.scheduler=asha search.asha.grace_epochs=5": r"search\.asha\.grace_epochs=5: must be less than",
+    "space=quick search.algorithm=grid": r"a grid needs Choice or Integer",
+    "space=quick search.variants=[a]": r"search\.variants=\[a\]: the space's variants are: none, it is a search",
+    "space=published search.variants=[basline]": r"search\.variants=\[basline\]: the space's variants are: baseline",
+    "space=published trial.optimizer.lr=0.1": r"trial\.optimizer\.lr=0\.1: the variants .* change it",
+    "space=quick benchmark.runtimes=[tensorflow]": r"benchmark\.runtimes=tensorflow: unknown",
+    "space=quick resources.cpus_per_trial=1000": r"resources\.cpus_per_trial=1000: ",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=lambda text: text)
+def test_bad_input_is_one_line_and_leaves_nothing(arguments, tmp_path, monkeypatch, capsys):
+    import re
+    import sys
+
+    from harness import plan, tune
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["harness.tune", *arguments.split()])
+    started = time.perf_counter()
+    assert cli.run(Tune, tune.main, "", plan.resolve) == 2
+    assert time.perf_counter() - started < 5
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert re.search(BAD[arguments], output.err), output.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_space_file_is_told_apart_from_the_command(tmp_path):
+    from harness import plan
+
+    space = tmp_path / "mine.py"
+    for text, message in (
+        ("1 +", "cannot be loaded: SyntaxError"),
+        ("x = 1", "has no `SPACE`"),
+        ("SPACE = 3", "SPACE is a int"),
+        ("from tune_spaces import Space\nSPACE = Space({'epochs': 0})", r"mine\.py: trial\.epochs=0: input should"),
+        ("from tune_spaces import Space\nSPACE = Space({'epoch': 1})", r"mine\.py: trial\.epoch=1: extra inputs"),
+    ):
+        space.write_text(text)
+        with pytest.raises(BadInput, match=message):
+            plan.resolve({"space": str(space)})
+
+
+def test_run_directory_of_something_else_is_left_alone(tmp_path, monkeypatch, capsys):
+    import sys
+
+    from harness import plan, tune
+
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["harness.tune", "space=quick", "run=thesis"])
+    assert cli.run(Tune, tune.main, "", plan.resolve) == 2
+    assert "is no run directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["harness.report", "export", "benchmarks"])
+def test_stage_commands_want_a_run_directory(module, tmp_path):
+    done = command("-m", module, f"run={tmp_path}/none", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no run directory" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_is_fast_and_imports_nothing_heavy(module, tmp_path):
+    seconds = []
+    for _ in range(3):  # the fastest: other work on the machine only adds
+        started = time.perf_counter()
+        done = command("-X", "importtime", "-m", module, "--help", cwd=TOP)
+        seconds.append(time.perf_counter() - started)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"python -m {module} ")
+    assert "key=value" in done.stdout
+    assert min(seconds) < 1.5
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "ray", "onnxruntime", "seaborn", "pandas"}
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_version(module):
+    from harness import __version__
+
+    assert command("-m", module, "--version", cwd=TOP).stdout == f"harness {__version__}\n"
+
+
+def test_help_lists_every_key_and_choice():
+    text = cli.help_text("doc", Tune)
+    assert all(key.name in text for key in cli.keys(Tune))
+    assert "one of baseline, final, model1, model2, transfer" in text
+    assert "one of cifar10, digits, images" in text
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = command("-m", "harness.tune", "space=finl", "--debug", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+def test_architectures_command(tmp_path):
+    listed = command("-m", "architectures", cwd=tmp_path).stdout
+    assert "390,410" in listed
+    assert "6,382,090" in listed
+    shown = command("-m", "architectures", "final", "kernel_size=5", "num_classes=7", cwd=tmp_path).stdout
+    assert "128 x 16 x 16" in shown
+    assert "multiply-adds" in shown
+    wrong = command("-m", "architectures", "finl", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stdout) == (2, "")

@@ -1,0 +1,251 @@
+"""Decoding, splitting, caching; and what is wrong with a user's folder is said in one line."""
+
+import io
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness import datasets, plugins
+from harness.config import Data
+from harness.datasets import cifar10
+from harness.errors import BadInput
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of 12 images of 8x8, without a test part."""
+    tmp_path = tmp_path / "data"
+    tmp_path.mkdir()
+    generator = np.random.default_rng(0)
+    for c, name in enumerate(("cat", "dog")):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            pixels = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            pixels[..., c] = 255
+            Image.fromarray(pixels).save(tmp_path / name / f"{i:02}.png")
+    return tmp_path
+
+
+def images(root, **values) -> datasets.Dataset:
+    return datasets.load(Data(name="images", root=root, **values))
+
+
+@pytest.mark.parametrize("name", plugins.names("harness.datasets"))
+def test_every_data_set_has_the_form(name):
+    for function in ("identity", "decode"):
+        assert callable(plugins.load("harness.datasets", name, function))
+
+
+def test_digits():
+    data = datasets.load(Data(name="digits"))
+    assert data.train.images.shape[1:] == (32, 32, 3)
+    assert data.train.images.dtype == np.uint8
+    assert len(data.train) + len(data.validation) + len(data.test) == 1797
+    assert data.classes == tuple("0123456789")
+    rows = [set(part.rows.tolist()) for part in (data.train, data.validation, data.test)]
+    assert not rows[0] & rows[1]
+    assert not rows[0] & rows[2]
+    assert not rows[1] & rows[2]
+
+
+def test_validation_is_a_tenth_of_each_class(folder):
+    data = images(folder)
+    assert np.bincount(data.validation.labels[data.validation.rows]).tolist() == [1, 1]
+    assert (len(data.train), len(data.test)) == (20, 2)
+
+
+def test_split_follows_its_seed(folder):
+    one, same, other = images(folder), images(folder), images(folder, split_seed=1)
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    assert one.validation.rows.tolist() == same.validation.rows.tolist()
+
+
+def test_limit_takes_the_first_of_each_class(folder):
+    data = images(folder, limit=5)
+    kept = np.concatenate([data.train.rows, data.validation.rows, data.test.rows])
+    assert sorted(kept.tolist()) == [0, 1, 2, 3, 4, 12, 13, 14, 15, 16]
+    assert data.fingerprint != images(folder).fingerprint
+
+
+def test_fingerprint_is_of_the_content(folder, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copied"
+    for name in ("cat", "dog"):
+        shutil.copytree(folder / name, copy / name)
+    assert images(copy).fingerprint == images(folder).fingerprint
+    Image.new("RGB", (8, 8), "red").save(copy / "cat" / "00.png")
+    assert images(copy).fingerprint != images(folder).fingerprint
+
+
+def test_every_kind_of_image_becomes_rgb(folder):
+    place = folder / "cat"
+    for path in place.iterdir():
+        path.unlink()
+    Image.new("L", (8, 8), 100).save(place / "0.png")
+    Image.new("RGB", (8, 8), (10, 20, 30)).convert("P", palette=Image.Palette.ADAPTIVE).save(place / "1.png")
+    Image.new("RGBA", (8, 8), (200, 100, 50, 0)).save(place / "2.png")
+    Image.new("RGBA", (8, 8), (200, 100, 50, 255)).save(place / "3.png")
+    Image.new("RGB", (8, 8), (0, 0, 255)).save(place / "4.JPG", quality=95)
+    Image.new("1", (8, 8), 1).save(place / "5.png")
+    found = images(folder, validation=0.2).train.images[:6, 4, 4].astype(int)
+    assert found[[0, 1, 2, 3, 5]].tolist() == [[100] * 3, [10, 20, 30], [0] * 3, [200, 100, 50], [255] * 3]
+    assert np.abs(found[4] - [0, 0, 255]).max() < 10  # JPEG
+
+
+def test_resize_on_request(folder):
+    Image.new("RGB", (20, 10)).save(folder / "cat" / "odd.png")
+    with pytest.raises(BadInput, match=r"odd\.png is 20x10.*give data\.size=N"):
+        images(folder)
+    assert images(folder, size=16).input_size == 16
+
+
+def test_test_folder_is_used(folder):
+    for part in ("train", "test"):
+        (folder / part).mkdir()
+    for name in ("cat", "dog"):
+        (folder / name).rename(folder / "train" / name)
+        (folder / "test" / name).mkdir()
+        Image.new("RGB", (8, 8)).save(folder / "test" / name / "x.png")
+    data = images(folder)
+    assert (len(data.train), len(data.validation), len(data.test)) == (22, 2, 2)
+    Image.new("RGB", (8, 8)).save(folder / "test" / "cat" / "y.png")
+    (folder / "test" / "bird").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "test" / "bird" / "x.png")
+    with pytest.raises(BadInput, match=r"different classes \(bird\)"):
+        images(folder)
+
+
+def test_many_images_are_decoded_in_parallel(folder, monkeypatch):
+    alone = images(folder)
+    monkeypatch.setattr("harness.datasets.images.IN_PROCESS", 1)
+    monkeypatch.setattr("harness.datasets.images.CHUNK", 5)
+    (folder / "cat" / "00.png").touch()  # another identity, so decoded again
+    seen = []
+    parallel = datasets.load(Data(name="images", root=folder), lambda done, total: seen.append((done, total)))
+    assert parallel.fingerprint == alone.fingerprint
+    assert seen[-1] == (24, 24)
+
+
+def test_decoded_once(folder, monkeypatch):
+    images(folder)
+    monkeypatch.setattr("harness.datasets.images.decode", lambda *arguments: pytest.fail("decoded again"))
+    images(folder)
+
+
+def test_killed_decode_leaves_nothing(folder, monkeypatch):
+    monkeypatch.setattr(np, "save", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        images(folder)
+    monkeypatch.undo()
+    assert len(images(folder).train) == 20
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "cat" / "00.png").write_text("<html>"), r"00\.png cannot be read as an image"),
+        (
+            lambda f: (f / "cat" / "00.png").write_bytes((f / "cat" / "01.png").read_bytes()[:60]),
+            r"00\.png cannot be read",
+        ),
+        (lambda f: (f / "empty").mkdir(), r"no images in .*empty"),
+        (lambda f: [p.unlink() for p in sorted((f / "cat").iterdir())[2:]], "class cat has"),
+    ],
+)
+def test_what_is_wrong_is_named(folder, spoil, message):
+    spoil(folder)
+    with pytest.raises(BadInput, match=message):
+        images(folder)
+
+
+def test_one_class_is_no_data_set(folder):
+    for path in (folder / "dog").iterdir():
+        path.unlink()
+    (folder / "dog").rmdir()
+    with pytest.raises(BadInput, match="one class only"):
+        images(folder)
+
+
+def test_missing_folder(tmp_path):
+    for root, message in (
+        (tmp_path / "none", "no such folder"),
+        (None, "give data.root"),
+        (tmp_path, "no class folders"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            images(root)
+
+
+def test_larger_than_memory_is_refused(folder, monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(BadInput, match="GiB are free"):
+        images(folder, size=9)
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """A CIFAR-10 archive of the real form, with 20 images a batch, that passes for the real one."""
+    import hashlib
+
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    generator = np.random.default_rng(0)
+    listed = {}
+
+    def add(tar, name, content):
+        info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+        listed[name] = hashlib.md5(content).hexdigest()
+
+    path = tmp_path / cifar10.ARCHIVE
+    with tarfile.open(path, "w:gz") as tar:
+        for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+            pixels = generator.integers(0, 255, (20, 3072), dtype=np.uint8)
+            add(tar, name, pickle.dumps({"data": pixels, "labels": [i % 10 for i in range(20)]}))
+        add(tar, "batches.meta", pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
+    monkeypatch.setattr(CIFAR10, "train_list", [[f"data_batch_{i}", listed[f"data_batch_{i}"]] for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", listed["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": listed["batches.meta"]})
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(cifar10, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    return path
+
+
+def test_cifar10_from_its_archive(archive):
+    data = datasets.load(Data(name="cifar10", root=archive.parent))
+    assert (len(data.train), len(data.validation), len(data.test)) == (90, 10, 20)
+    assert data.train.images.shape == (100, 32, 32, 3)
+    assert data.classes[3] == "class 3"
+
+
+def test_cifar10_is_not_unpickled_before_its_digest_is_right(archive, monkeypatch):
+    archive.write_bytes(archive.read_bytes()[:-10] + b"0123456789")
+    monkeypatch.setattr(pickle, "load", lambda *arguments, **options: pytest.fail("unpickled"))
+    with pytest.raises(BadInput, match="has SHA-256"):
+        datasets.load(Data(name="cifar10", root=archive.parent))
+
+
+def test_cifar10_without_network_names_the_ways_out(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    monkeypatch.setattr(cifar10, "SHA256", "0" * 64)
+    with pytest.raises(BadInput, match=r"put it there, or use data\.name=digits .* data\.name=images"):
+        datasets.identity(Data(name="cifar10", root=tmp_path / "new"))
+
+
+@pytest.mark.cifar10
+@pytest.mark.slow
+def test_real_cifar10_images(cifar10_folder):
+    data = images(cifar10_folder)
+    assert (len(data.train), len(data.validation), len(data.test)) == (45_000, 5_000, 10_000)
+    assert data.classes[0] == "airplane"
+    assert np.bincount(data.validation.labels[data.validation.rows]).tolist() == [500] * 10

@@ -1,0 +1,180 @@
+"""Every network exports, answers like the original at any batch size, and a wrong export is caught."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from export import Artifact, parity
+from export.onnx import FromUint8, export_onnx
+from export.runtimes import Unavailable
+from harness import checkpoint, plugins
+from harness.config import Normalization, Trial
+
+SIDE = 32
+
+
+def network(name: str) -> torch.nn.Module:
+    """Random weights, and batch norm statistics that are not the trivial ones."""
+    torch.manual_seed(0)
+    options = {"resize": 48} if name == "transfer" else {}
+    built = plugins.build_network(Trial(architecture=name, options=options), 10, SIDE)
+    for module in built.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2)
+    return built.eval()
+
+
+def answers(path, images):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": images})[0]
+
+
+@pytest.mark.parametrize("name", plugins.names("architectures"))
+def test_every_network_answers_the_same(name, tmp_path):
+    original, path = network(name), tmp_path / "model.onnx"
+    export_onnx(original, torch.randn(2, 3, SIDE, SIDE), path, opset=20)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]  # weights inside, no temporary file left
+    assert {entry.domain: entry.version for entry in onnx.load(path).opset_import}[""] == 20
+    for batch in (1, 2, 3, 7, 64):
+        images = torch.randn(batch, 3, SIDE, SIDE)
+        with torch.inference_mode():
+            expected = original(images).numpy()
+        found = parity.compare(answers(path, images.numpy()), expected, np.zeros(batch, int))
+        assert found.passed, found
+
+
+def test_normalisation_inside_the_graph(tmp_path):
+    normalization = Normalization(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    original, path = network("model1"), tmp_path / "uint8.onnx"
+    images = torch.randint(0, 256, (5, SIDE, SIDE, 3), dtype=torch.uint8)
+    export_onnx(FromUint8(original, normalization).eval(), images, path, opset=20)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (normalization.mean, normalization.std))
+    with torch.inference_mode():
+        expected = original((images.permute(0, 3, 1, 2) / 255 - mean) / std).numpy()
+    assert parity.compare(answers(path, images.numpy()), expected, np.zeros(5, int)).passed
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_opset_is_the_one_asked_for(tmp_path, opset):
+    path = tmp_path / "model.onnx"
+    export_onnx(network("baseline"), torch.randn(2, 3, SIDE, SIDE), path, opset=opset)
+    assert {entry.domain: entry.version for entry in onnx.load(path).opset_import}[""] == opset
+
+
+def test_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    path.write_text("old")
+    monkeypatch.setattr("onnx.checker.check_model", lambda *a, **k: (_ for _ in ()).throw(ValueError("bad graph")))
+    with pytest.raises(ValueError, match="bad graph"):
+        export_onnx(network("baseline"), torch.randn(2, 3, SIDE, SIDE), path, opset=20)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_parity_of_known_logits():
+    reference = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.4999]])
+    found = parity.compare(reference + [[0, 0], [1e-4, 0], [0, 2e-4]], reference, np.array([0, 1, 1]))
+    assert found.max_logit_difference == pytest.approx(2e-4)
+    assert (found.disagreeing, found.uncertain) == ([2], [2])
+    assert (found.accuracy, found.torch_accuracy) == (1.0, pytest.approx(2 / 3))
+    assert found.passed  # the one image that changed lies within twice the difference
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf, 2e-3])
+def test_parity_catches_one_wrong_logit(fault):
+    reference = np.random.default_rng(0).normal(size=(100, 10))
+    wrong = reference.copy()
+    wrong[37, 4] += fault
+    assert not parity.compare(wrong, reference, np.zeros(100, int)).passed
+
+
+def test_parity_catches_a_changed_weight(tmp_path):
+    original, path = network("model1"), tmp_path / "model.onnx"
+    images = torch.randn(16, 3, SIDE, SIDE)
+    with torch.inference_mode():
+        expected = original(images).numpy()
+    with torch.no_grad():
+        next(original.parameters())[0, 0, 0, 0] += 0.05
+    export_onnx(original, images, path, opset=20)
+    assert not parity.compare(answers(path, images.numpy()), expected, np.zeros(16, int)).passed
+
+
+def test_confusion_counts_every_image():
+    logits = np.eye(3)[[0, 1, 1, 2]]
+    assert parity.confusion(logits, np.array([0, 0, 1, 2])).tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+
+
+@pytest.fixture(scope="module")
+def exported(small_run):
+    run, _ = small_run
+    folder = next((run / "exported").glob("*/"))
+    return folder, json.loads((folder / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("name", plugins.names("export.runtimes"))
+def test_every_runtime_answers_like_the_reference(name, exported):
+    folder, manifest = exported
+    kind = plugins.load("export.runtimes", name, "FORMAT")
+    files = [f for f, entry in manifest["files"].items() if entry["format"] == kind and entry["input"]["normalized"]]
+    assert files, f"no file of format {kind} to serve"
+    images = torch.randn(9, 3, SIDE, SIDE).numpy()
+    reference = plugins.load("export.runtimes", "torch_eager", "load")(
+        Artifact(folder, manifest, "model.safetensors"), "cpu", 2
+    )
+    try:
+        predict = plugins.load("export.runtimes", name, "load")(Artifact(folder, manifest, files[0]), "cpu", 2)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    assert parity.compare(predict(images), reference(images), np.zeros(9, int)).passed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+@pytest.mark.parametrize("name", plugins.names("export.runtimes"))
+def test_no_runtime_falls_back_silently(name, exported):
+    folder, manifest = exported
+    kind = plugins.load("export.runtimes", name, "FORMAT")
+    file = next(f for f, entry in manifest["files"].items() if entry["format"] == kind)
+    with pytest.raises(Unavailable):
+        plugins.load("export.runtimes", name, "load")(Artifact(folder, manifest, file), "cuda", 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", plugins.names("export.runtimes"))
+def test_every_runtime_on_cuda(name, exported):
+    folder, manifest = exported
+    kind = plugins.load("export.runtimes", name, "FORMAT")
+    file = next(f for f, entry in manifest["files"].items() if entry["format"] == kind)
+    images = torch.randn(9, 3, SIDE, SIDE).numpy()
+    load = plugins.load("export.runtimes", "torch_eager", "load")
+    expected = load(Artifact(folder, manifest, "model.safetensors"), "cpu", 2)(images)
+    found = plugins.load("export.runtimes", name, "load")(Artifact(folder, manifest, file), "cuda", 2)(images)
+    assert np.abs(found - expected).max() < 0.05  # TF32 convolutions
+
+
+def test_torch_compile_without_a_compiler_is_absent(exported, monkeypatch):
+    folder, manifest = exported
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(Unavailable, match=r"C\+\+ compiler"):
+        plugins.load("export.runtimes", "torch_compile", "load")(
+            Artifact(folder, manifest, "model.safetensors"), "cpu", 2
+        )
+
+
+def test_manifest_agrees_with_the_files(exported):
+    folder, manifest = exported
+    assert set(manifest["files"]) == {"model.safetensors", "model.onnx", "model_uint8.onnx"}
+    for name, entry in manifest["files"].items():
+        assert checkpoint.sha256(folder / name) == entry["sha256"]
+        assert entry["bytes"] == (folder / name).stat().st_size
+    names = {"images", "accuracy", "torch_accuracy", "top1_agreement", "max_logit_difference"}
+    for name in ("model.onnx", "model_uint8.onnx"):
+        assert names <= set(manifest["files"][name]["parity"])
+        assert manifest["files"][name]["opset"] == 20
+    assert manifest["classes"] == list("0123456789")
+    assert manifest["normalization"] == {"mean": [0.5] * 3, "std": [0.25] * 3}

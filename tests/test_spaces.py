@@ -1,0 +1,132 @@
+"""Every space of the folder is sound, and draws are what they promise."""
+
+import pytest
+
+from harness import plan, plugins
+from harness.errors import BadInput
+from tune_spaces import Choice, Integer, LogUniform, Space, Uniform
+
+ALL = plugins.names("tune_spaces")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_trial_of_a_space_is_a_network(name):
+    resolved = plan.resolve({"space": name})
+    planner = plan.Planner(resolved, "fingerprint")
+    space = resolved.space
+    changes = list(space.variants.values()) or [planner.sample(i) for i in range(5)]
+    for change in changes:
+        trial = planner.trial("search", change).config
+        if trial.options.get("weights") == "imagenet":  # cannot be downloaded in tests
+            trial = trial.model_copy(update={"options": {**trial.options, "weights": "none"}})
+        plugins.build_network(trial, 10, 32)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_docstring_says_what_to_expect(name):
+    doc = plugins.load("tune_spaces", name, "__doc__")
+    assert "xpect" in doc or "ublished test accurac" in doc
+    assert "CPU cores" in doc
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_ids_are_unique(name):
+    planner = plan.Planner(plan.resolve({"space": name, "search.algorithm": "random", "search.samples": "20"}), "f")
+    ids = [planned.id for planned in planner.search_trials()]
+    assert len(set(ids)) == len(ids)
+
+
+def planner(**values) -> plan.Planner:
+    return plan.Planner(plan.resolve({"space": "quick", **values}), "fingerprint")
+
+
+def test_sample_is_the_same_draw_however_many_there_are():
+    few, many = planner(), planner(**{"search.samples": 50})
+    assert [t.id for t in few.search_trials()] == [t.id for t in many.search_trials()][:4]
+    assert many.sample(17) == planner().sample(17)
+    assert planner().sample(0) == {}
+    assert planner(**{"search.seed": 1}).sample(3) != planner().sample(3)
+
+
+def test_draws_stay_in_range():
+    import random
+
+    generator = random.Random(0)
+    for domain, low, high in ((Uniform(-1, 2), -1, 2), (LogUniform(1e-5, 1e-1), 1e-5, 1e-1), (Integer(2, 5), 2, 5)):
+        values = [domain.draw(generator) for _ in range(500)]
+        assert min(values) >= low
+        assert max(values) <= high
+    assert {Integer(2, 5).draw(generator) for _ in range(200)} == {2, 3, 4, 5}
+    # half of a logarithmic draw lies below the geometric middle
+    below = sum(LogUniform(1e-4, 1e-2).draw(generator) < 1e-3 for _ in range(1000))
+    assert 430 < below < 570
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Uniform(1, 1), lambda: LogUniform(0, 1), lambda: Integer(3, 2), lambda: Choice([])],
+)
+def test_bad_domains_say_so(make):
+    with pytest.raises(ValueError, match=r"Uniform|Integer|Choice"):
+        make()
+
+
+def test_variants_and_parameters_exclude_each_other():
+    with pytest.raises(ValueError, match="not both"):
+        Space({}, parameters={"epochs": Integer(1, 2)}, variants={"a": {}})
+
+
+def test_pinned_parameter_leaves_the_search():
+    pinned = planner(**{"trial.optimizer.lr": 1e-3})
+    assert "optimizer.lr" not in pinned.sample(1)
+    assert all(t.config.optimizer.lr == 1e-3 for t in pinned.search_trials())
+
+
+def test_variants_have_seeds_and_read_the_test_set():
+    values = {"space": "published", "search.variants": ["baseline", "model1"], "search.seeds": 2}
+    trials = plan.Planner(plan.resolve(values), "f").search_trials()
+    assert [(t.variant, t.seed) for t in trials] == [("baseline", 0), ("model1", 0), ("baseline", 1), ("model1", 1)]
+    assert all(t.read_test for t in trials)
+    assert not any(t.read_test for t in planner().search_trials())
+
+
+def test_pinning_what_variants_change_is_bad_input():
+    with pytest.raises(BadInput, match=r"trial\.optimizer\.lr=0\.1: the variants model1_adam, final"):
+        plan.resolve({"space": "published", "trial.optimizer.lr": 0.1})
+
+
+def test_confirmation_uses_fresh_seeds():
+    p = planner()
+    searched = {t.seed for t in p.search_trials()}
+    records = [{"parameters": t.parameters, "variant": "", "index": t.index} for t in p.search_trials()[:2]]
+    confirmed = p.confirmations(records)
+    assert len(confirmed) == 4
+    assert not searched & {t.seed for t in confirmed}
+    assert len({t.id for t in confirmed}) == 4
+
+
+def test_grid():
+    p = planner(**{"search.algorithm": "grid", "trial.optimizer.lr": 1e-3, "trial.optimizer.weight_decay": 0.0})
+    assert [t.config.options["activation"] for t in p.search_trials()] == ["mish", "relu"]
+    with pytest.raises(BadInput, match="a grid needs Choice or Integer"):
+        planner(**{"search.algorithm": "grid"}).search_trials()
+
+
+def test_run_directory_is_found_again():
+    def run(**values):
+        return plan.resolve({"space": "quick", **values}).run.name
+
+    assert run() == run(**{"search.samples": 9, "search.seeds": 4, "stages": ["report"], "benchmark.rounds": 5})
+    assert run() != run(**{"trial.epochs": 2})
+    assert run() != run(**{"data.limit": 20})
+    assert run(**{"trial.epochs": 2}) != run(**{"trial.epochs": 3})
+
+
+def test_another_architecture_leaves_the_options_behind():
+    other = planner(**{"trial.architecture": "baseline"})
+    assert other.trial("search", {}).config.options == {}
+    assert "options.activation" not in other.sample(1)
+    resolved = plan.resolve({"space": "quick", "trial.architecture": "baseline", "trial.options.dropout": 0.5})
+    assert resolved.config.trial.options == {"dropout": 0.5}
+    changed = planner().trial("search", {"architecture": "model1", "options.kernel_size": 5}).config
+    assert changed.options == {"kernel_size": 5}
