@@ -13,6 +13,7 @@
 diverged (the loss is no number), oom. Importing this module is cheap: no torch, no ray, pandas only where it is used.
 """
 
+import contextlib
 import csv
 import functools
 import hashlib
@@ -23,7 +24,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,11 +125,25 @@ class RunDirectory:
         columns = dict.fromkeys(name for row in rows for name in row)
         checkpoint.write_atomically(self.path / "trials.csv", csv_text(columns, rows))
 
-    def remove_unfinished(self) -> None:
-        """Folders of trials that were interrupted: they start again."""
+    def remove_unfinished(self, stage: str) -> None:
+        """Folders of trials that were interrupted, failed or ran out of time in this stage: they start again."""
         for folder in (self.path / "trials").glob("*/"):
-            if not (folder / TRIAL).is_file():
+            file = folder / TRIAL
+            record = json.loads(file.read_text()) if file.is_file() else None
+            if record is None or (record["stage"] == stage and not is_done(record)):
                 shutil.rmtree(folder)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; BadInput where another one works on it. A killed process holds nothing."""
+        from filelock import FileLock, Timeout
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise BadInput(f"run={self.path}: another process works on it; wait for it, or give run=NEW") from error
 
 
 def is_done(record: Mapping[str, Any]) -> bool:

@@ -44,6 +44,8 @@ from tune_spaces import Choice, Integer, LogUniform, Uniform
 class Worker(tune.Trainable):
     """Runs one trial after another in a process that stays: a step goes on to the next validation."""
 
+    loop: Any = None
+
     def setup(self, config: dict[str, Any]) -> None:
         import torch
 
@@ -74,7 +76,8 @@ class Worker(tune.Trainable):
         return True
 
     def cleanup(self) -> None:
-        self.loop.close()
+        if self.loop is not None:
+            self.loop.close()
 
 
 class NotPickled:

@@ -54,7 +54,8 @@ def cpp_compiler() -> str | None:
 def _native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in all supported ones
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
@@ -156,6 +157,11 @@ def make_optimizer(network: nn.Module, trial: Trial) -> torch.optim.Optimizer:
         )
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[chosen.name]
     return kind(parameters, lr=chosen.lr, weight_decay=chosen.weight_decay, fused=True)
+
+
+def to_device(network: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """The network on the device in that memory layout."""
+    return network.to(device).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def compiled(network: nn.Module, mode: str):

@@ -24,7 +24,7 @@ from torch import nn
 from architectures._summary import summarize
 from harness import checkpoint, datasets, plugins, results
 from harness.config import Data, Normalization, Trial
-from harness.step import Draws, Normalizer, Plan, Step, autocast, learning_rate_factor
+from harness.step import Draws, Normalizer, Plan, Step, autocast, learning_rate_factor, to_device
 
 EVALUATION_BATCH = 500
 
@@ -128,6 +128,8 @@ def _train(job: Job, record: dict[str, Any], history: list[dict[str, Any]]) -> I
     device = pick_device(job.device)
     plan = Plan.of(config, device)
     record["environment"] = {**vars(plan), **results.environment()}
+    if device.type == "cuda":
+        record["environment"]["gpu"] = torch.cuda.get_device_name(device)
     data, parts = device_data(job.data.model_dump_json(), str(device))
     training_part, validation_part = parts["train"], parts["validation"]
 
@@ -273,11 +275,6 @@ def read_test(folder: Path, record: dict[str, Any], data: Data, device: str = "a
     record = {**record, "metrics": {**record["metrics"], "test_accuracy": test_accuracy, "test_loss": test_loss}}
     results.write_trial(folder, record)
     return record
-
-
-def to_device(network: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-    """The network on the device in that memory layout."""
-    return network.to(device).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def pick_device(name: str) -> torch.device:

@@ -66,7 +66,7 @@ def main(resolved: plan.Resolved) -> int:
 
             nodes = stack.enter_context(cluster(config.resources))  # a wrong address is told before anything is written
             Share.of(config.resources, nodes, 1)
-        run.path.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(run.locked())
         run.create(run_json(resolved, data), sys.argv)
         progress.log = run.path / "run.log"
         progress.line(f"run {run.path}")
@@ -116,8 +116,8 @@ def search(planner: "Planner", trials: "list[Planned] | None", run: "RunDirector
     from harness import results
     from harness.search import run_planned, run_suggested
 
+    run.remove_unfinished("search")
     done = {r["id"]: r for r in run.trials() if results.is_done(r)}
-    run.remove_unfinished()
     if trials is not None:
         missing = [planned for planned in trials if planned.id not in done]
         progress.line(f"search: {len(missing)} trials to run, {len(trials) - len(missing)} done before")
@@ -138,6 +138,7 @@ def confirm(planner: "Planner", run: "RunDirectory", progress: "Progress") -> No
     from harness.search import run_planned
     from harness.trial import read_test
 
+    run.remove_unfinished("confirm")
     records = run.trials()
     settings = planner.search
     searched = stats.ranking([r for r in records if r["stage"] == "search"], settings.metric)

@@ -183,6 +183,14 @@ def test_other_data_under_the_same_run_is_refused(small_run):
     assert "was trained on other images" in done.stderr
 
 
+def test_two_drivers_at_once(small_run):
+    run, _ = small_run
+    with results.RunDirectory(run).locked():
+        done = command(*SMALL_RUN, cwd=run.parent)
+    assert done.returncode == 2
+    assert "another process works on it" in done.stderr
+
+
 def test_dry_run_writes_nothing(tmp_path):
     done = command("-m", "harness.tune", f"space={SMALL_SPACE}", "dry_run=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -216,10 +224,15 @@ def test_ablation_with_a_failing_variant(tmp_path):
     assert [status[v, s] for v in ("relu", "mish") for s in (0, 1)] == ["finished"] * 4
     assert [status["broken", s] for s in (0, 1)] == ["failed"] * 2
     assert all("test_accuracy" in r["metrics"] for r in trials if r["status"] == "finished")
+    net.write_text(net.read_text().replace("raise RuntimeError('boom in the layer')", "pass"))
     failed = next(r for r in trials if r["status"] == "failed")
     assert "boom" in (tmp_path / "run" / "trials" / failed["id"] / "error.txt").read_text()
     assert (tmp_path / "run" / "report" / "figures" / "effects.png").is_file()
     assert "boom in the layer" in (tmp_path / "run" / "report" / "index.html").read_text()
+    mended = command("-m", "harness.tune", f"space={space}", "run=run", "stages=[search]", cwd=tmp_path)
+    assert mended.returncode == 0, mended.stdout
+    assert "2 trials to run, 4 done before" in mended.stdout
+    assert not list((tmp_path / "run").glob("trials/*/error.txt"))
 
 
 LONGER = ["trial.epochs=6", "data.limit=none", "trial.validations_per_epoch=4", "search.samples=4"]

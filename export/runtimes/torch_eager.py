@@ -6,7 +6,8 @@ from torch import nn
 
 from export import Artifact
 from export.runtimes import Predict, Unavailable
-from harness.trial import restore, to_device
+from harness.step import to_device
+from harness.trial import restore
 
 FORMAT = "torch"
 

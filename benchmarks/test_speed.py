@@ -1,0 +1,176 @@
+"""pytest-benchmark checks: `python -m pytest benchmarks`.
+
+Absolute times are recorded, with unit and environment in each entry (`--benchmark-json=FILE`), and compared by
+`--benchmark-compare` where the machine is the same. What is asserted are ratios between arms of one run.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import timing
+from export import Artifact
+from harness import checkpoint, datasets, plugins, results
+from harness.config import Augmentation, Data, Optimizer, Trial
+from harness.step import Draws, Plan, Step, to_device
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BATCH = 64
+
+
+@pytest.fixture(autouse=True)
+def described(benchmark):
+    """Unit and environment beside every figure."""
+    benchmark.extra_info |= {"unit": "seconds", "device": str(DEVICE), "threads": torch.get_num_threads()}
+    benchmark.extra_info |= results.environment()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+def make_step(name: str, **changes):
+    """A call that trains network `name` on one batch of 64 images of 32x32, and waits for the device."""
+    options = {"resize": 64} if name == "transfer" else {}
+    trial = Trial.model_validate(
+        {"architecture": name, "options": options, "optimizer": Optimizer(name="sgd", lr=0.01)} | changes
+    )
+    torch.manual_seed(0)
+    plan = Plan.of(trial, DEVICE)
+    network = to_device(plugins.build_network(trial, 10, 32), DEVICE, plan.channels_last).train()
+    step = Step(network, trial, plan, DEVICE)
+    images = torch.randint(0, 256, (BATCH, 32, 32, 3), dtype=torch.uint8, device=DEVICE)
+    labels = torch.randint(0, 10, (BATCH,), device=DEVICE)
+    draws = Draws.of(torch.arange(BATCH, device=DEVICE), trial, 0)
+    return lambda: step(images, labels, draws, 0.01).tolist()
+
+
+@pytest.mark.parametrize("name", plugins.names("architectures"))
+def test_training_step(benchmark, name):
+    call = make_step(name)
+    benchmark.extra_info["images"] = BATCH
+    benchmark.pedantic(call, rounds=5, warmup_rounds=2)
+
+
+def test_augmentation_costs_little_of_a_step(benchmark):
+    """Flip and crop, in the step on the batch tensor, against the same step without: at most a fifth more."""
+    arms = {
+        "plain": make_step("final", precision="float32"),
+        "augmented": make_step("final", precision="float32", augmentation=Augmentation(flip=True, crop_padding=4)),
+    }
+    rounds = benchmark.pedantic(timing.interleave, args=(arms, 6, 0.05, 0), rounds=1)
+    fastest = {arm: min(r.seconds / r.calls for r in rounds if r.arm == arm) for arm in arms}
+    benchmark.extra_info["ratio"] = fastest["augmented"] / fastest["plain"]
+    assert fastest["augmented"] < 1.2 * fastest["plain"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """3,000 PNG files in two classes."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / name).mkdir()
+        for i in range(1_500):
+            Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+def test_data_load_cold(benchmark, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    benchmark.extra_info["images"] = 3_000
+    benchmark.pedantic(datasets.load, args=(Data(name="images", root=folder),), rounds=1)
+
+
+def test_data_load_cached_is_a_tenth_of_cold(benchmark, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    data = Data(name="images", root=folder)
+    started = time.perf_counter()
+    datasets.load(data)
+    cold = time.perf_counter() - started
+    benchmark.pedantic(datasets.load, args=(data,), rounds=5)
+    benchmark.extra_info["ratio"] = benchmark.stats.stats.min / cold
+    assert benchmark.stats.stats.min < cold / 10
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """`model1` with random weights, exported."""
+    from export.onnx import export_onnx
+
+    root = tmp_path_factory.mktemp("exported")
+    trial = Trial(architecture="model1")
+    network = plugins.build_network(trial, 10, 32).eval()
+    entry = {"precision": "float32", "input": {"normalized": True}}
+    manifest = {
+        "id": "x",
+        "config": trial.model_dump(mode="json"),
+        "weights_sha256": checkpoint.save_weights(root / "model.safetensors", network.state_dict()),
+        "classes": [str(i) for i in range(10)],
+        "input_size": 32,
+        "files": {"model.safetensors": entry | {"format": "torch"}, "model.onnx": entry | {"format": "onnx"}},
+    }
+    export_onnx(network, torch.randn(2, 3, 32, 32), root / "model.onnx", opset=20)
+    return SimpleNamespace(root=root, manifest=manifest, network=network)
+
+
+def test_export(benchmark, exported, tmp_path):
+    from export.onnx import export_onnx
+
+    example = torch.randn(2, 3, 32, 32)
+    benchmark.pedantic(export_onnx, args=(exported.network, example, tmp_path / "m.onnx", 20), rounds=2)
+
+
+@pytest.mark.parametrize("name", plugins.names("export.runtimes"))
+def test_inference(benchmark, exported, name):
+    from export.runtimes import Unavailable
+
+    kind = plugins.load("export.runtimes", name, "FORMAT")
+    file = next(f for f, entry in exported.manifest["files"].items() if entry["format"] == kind)
+    artifact = Artifact(exported.root, exported.manifest, file)
+    try:
+        predict = plugins.load("export.runtimes", name, "load")(artifact, DEVICE.type, torch.get_num_threads())
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    images = np.random.default_rng(0).normal(size=(BATCH, 3, 32, 32)).astype(np.float32)
+    timing.warm_up(lambda: predict(images))
+    benchmark.extra_info["images"] = BATCH
+    benchmark.pedantic(predict, args=(images,), rounds=20)
+
+
+def test_onnxruntime_is_not_far_behind_eager(benchmark, exported):
+    """The ratio of the two on `model1` (ReLU, which both do well), in interleaved rounds of one process."""
+    images = np.random.default_rng(0).normal(size=(BATCH, 3, 32, 32)).astype(np.float32)
+    calls = {}
+    for name, file in (("torch_eager", "model.safetensors"), ("onnxruntime", "model.onnx")):
+        load = plugins.load("export.runtimes", name, "load")
+        predict = load(Artifact(exported.root, exported.manifest, file), "cpu", torch.get_num_threads())
+        calls[name] = lambda predict=predict: predict(images)
+    rounds = benchmark.pedantic(timing.interleave, args=(calls, 10, 0.05, 0), rounds=1)
+    seconds = {name: np.median([r.seconds / r.calls for r in rounds if r.arm == name]) for name in calls}
+    benchmark.extra_info["ratio"] = seconds["torch_eager"] / seconds["onnxruntime"]
+    assert seconds["onnxruntime"] < 2 * seconds["torch_eager"]
+
+
+@pytest.mark.parametrize("module", ["harness.tune", "harness.report", "export", "benchmarks", "architectures"])
+def test_start_up(benchmark, module):
+    """`--help` of each command, as a whole process."""
+    top = Path(__file__).parent.parent
+
+    def start(*arguments: str):
+        subprocess.run([sys.executable, *arguments], cwd=top, check=True, stdout=subprocess.DEVNULL)
+
+    benchmark.pedantic(start, args=("-m", module, "--help"), rounds=3)
+    assert benchmark.stats.stats.min < 1.5

@@ -1,0 +1,66 @@
+"""What the README says is true: its commands are accepted, its files are there."""
+
+import re
+import shlex
+
+import pytest
+from conftest import TOP, command
+
+README = (TOP / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.startswith("python -m ")]
+KNOWN = {"harness.tune", "harness.report", "export", "benchmarks", "architectures", "pytest"}
+
+
+def test_there_are_commands():
+    assert len(LINES) >= 8
+    assert {shlex.split(line)[2] for line in LINES} == KNOWN
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of class folders to stand for DIR."""
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (root / name).mkdir()
+        for i in range(100):
+            Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "pytest" not in line])
+def test_command(line, images, small_run, tmp_path):
+    """Training commands are checked by a dry run, which takes every step up to the first trial; others run."""
+    words = shlex.split(line.split("  #")[0])
+    words = [w.replace("=DIR", f"={images}").replace("run=RUN", f"run={small_run[0]}") for w in words]
+    if words[2] == "harness.tune":
+        words.append("dry_run=true")
+    if "benchmarks" in words:
+        words += ["benchmark.batch_sizes=[1]", "benchmark.rounds=3", "benchmark.runtimes=[onnxruntime]"]
+    if any(w.endswith("net.py") or w.endswith("space.py") for w in words):
+        (tmp_path / "net.py").write_text((TOP / "architectures" / "baseline.py").read_text())
+        (tmp_path / "space.py").write_text((TOP / "tune_spaces" / "quick.py").read_text())
+    done = command(*words[1:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_file_tree_is_true():
+    tree = README.split("```text\n")[1].split("```")[0]
+    for line in tree.splitlines():
+        path = line.split("  ")[0].strip()
+        if path:
+            assert (TOP / path.replace("<name>.py", "")).exists(), path
+
+
+def test_links_and_pictures_are_there():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (TOP / target).exists(), target
+
+
+@pytest.mark.parametrize("heading", ["An architecture", "A space", "A data set", "A runtime"])
+def test_how_to_add_something_is_told(heading):
+    assert f"### {heading}" in README
