@@ -164,7 +164,9 @@ def test_onnxruntime_is_not_far_behind_eager(benchmark, exported):
     assert seconds["onnxruntime"] < 2 * seconds["torch_eager"]
 
 
-@pytest.mark.parametrize("module", ["harness.tune", "harness.report", "export", "benchmarks", "architectures"])
+@pytest.mark.parametrize(
+    "module", ["harness.tune", "harness.report", "export", "export.predict", "benchmarks", "architectures"]
+)
 def test_start_up(benchmark, module):
     """`--help` of each command, as a whole process."""
     top = Path(__file__).parent.parent

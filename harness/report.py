@@ -194,8 +194,8 @@ def _sentence(ranked: list[stats.Ranked], metric: str) -> str:
     if not ranked:
         return "No trial has finished."
     best, test = ranked[0], _test(ranked[0])
-    text = f"{best.name} is best: {metric} {_interval(best.estimate)} over {best.estimate.n} seed(s)"
-    text += f", test accuracy {_interval(test)}." if test else "; the test set was not read."
+    text = f"{best.name} is best: {metric} {_interval(best.estimate, metric)} over {best.estimate.n} seed(s)"
+    text += f", test accuracy {_interval(test, 'test_accuracy')}." if test else "; the test set was not read."
     tied = [one.name for one in ranked if one.tied]
     if best.estimate.n > 1 and tied:
         text += f" Not told apart from it: {', '.join(tied)}."
@@ -208,10 +208,14 @@ def _percent(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
-def _interval(estimate: stats.Estimate) -> str:
+def _interval(estimate: stats.Estimate, metric: str) -> str:
+    """Mean and interval; that of an accuracy ends at 0 and 1, which a t-interval of few runs does not know."""
     if math.isnan(estimate.low):
         return f"{estimate.mean:.4f}"
-    return f"{estimate.mean:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
+    low, high = max(0.0, estimate.low), estimate.high
+    if metric.endswith("accuracy"):
+        high = min(1.0, high)
+    return f"{estimate.mean:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def _number(value: Any) -> str:

@@ -9,7 +9,7 @@ from harness import cli
 from harness.config import Tune
 from harness.errors import BadInput
 
-COMMANDS = ["harness.tune", "harness.report", "export", "benchmarks", "architectures"]
+COMMANDS = ["harness.tune", "harness.report", "export", "export.predict", "benchmarks", "architectures"]
 
 
 def read(*arguments: str) -> dict:

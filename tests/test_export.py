@@ -7,6 +7,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import command
+from PIL import Image
 
 from export import Artifact, parity
 from export.onnx import FromUint8, export_onnx
@@ -178,3 +180,43 @@ def test_manifest_agrees_with_the_files(exported):
         assert manifest["files"][name]["opset"] == 20
     assert manifest["classes"] == list("0123456789")
     assert manifest["normalization"] == {"mean": [0.5] * 3, "std": [0.25] * 3}
+
+
+@pytest.fixture
+def image(tmp_path):
+    from sklearn.datasets import load_digits
+
+    pixels = (load_digits().images[0] * 16).clip(0, 255).astype(np.uint8)
+    Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR).save(tmp_path / "zero.png")
+    return tmp_path / "zero.png"
+
+
+def test_predict_says_the_same_from_every_file(exported, image):
+    folder, manifest = exported
+    lines = set()
+    for name in manifest["files"]:
+        done = command("-m", "export.predict", f"model={folder / name}", f"image=[{image},{image}]", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 2
+        lines |= {line.rsplit(" ", 1)[0] for line in done.stdout.splitlines()}
+    assert len(lines) == 1
+    path, predicted = lines.pop().split()
+    assert path == str(image)
+    assert predicted in manifest["classes"]
+
+
+def test_predict_refuses_what_it_cannot_serve(exported, image, tmp_path):
+    folder, _ = exported
+    (tmp_path / "manifest.json").write_text((folder / "manifest.json").read_text())
+    (tmp_path / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:-1] + b"x")
+    for arguments, message in (
+        ([f"model={tmp_path}/model.onnx", f"image={image}"], "is not the file that manifest.json describes"),
+        ([f"model={tmp_path}/other.onnx", f"image={image}"], "no such exported file"),
+        ([f"model={image}", f"image={image}"], "no such exported file"),
+        ([f"model={folder}/model.onnx", "image=/no/image.png"], "no such file"),
+        ([f"model={folder}/model.onnx", f"image={tmp_path}/manifest.json"], "cannot be read as an image"),
+        ([f"model={folder}/model.onnx"], "image is missing"),
+    ):
+        done = command("-m", "export.predict", *arguments, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert message in done.stderr

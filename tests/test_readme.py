@@ -9,7 +9,7 @@ from conftest import TOP, command
 README = (TOP / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.startswith("python -m ")]
-KNOWN = {"harness.tune", "harness.report", "export", "benchmarks", "architectures", "pytest"}
+KNOWN = {"harness.tune", "harness.report", "export", "export.predict", "benchmarks", "architectures", "pytest"}
 
 
 def test_there_are_commands():
@@ -37,6 +37,8 @@ def test_command(line, images, small_run, tmp_path):
     """Training commands are checked by a dry run, which takes every step up to the first trial; others run."""
     words = shlex.split(line.split("  #")[0])
     words = [w.replace("=DIR", f"={images}").replace("run=RUN", f"run={small_run[0]}") for w in words]
+    model = next(small_run[0].glob("exported/*/model.onnx"))
+    words = [w.replace("=MODEL", f"={model}").replace("=IMAGE", f"={images}/cat/0.png") for w in words]
     if words[2] == "harness.tune":
         words.append("dry_run=true")
     if "benchmarks" in words:

@@ -97,7 +97,7 @@ def _files(root: Path, part: str) -> tuple[list[str], list[Path], np.ndarray]:
 
 
 def _common_side(path: Path) -> int:
-    width, height = _rgb(path).size
+    width, height = read_rgb(path).size
     if width != height:
         raise BadInput(f"data.root: {path} is {width}x{height}, not square; give data.size=N to resize all to NxN")
     return width
@@ -112,7 +112,7 @@ def _refuse_if_larger_than_memory(root: Path, total: int, side: int) -> None:
         )
 
 
-def _rgb(path: Path) -> "Image.Image":
+def read_rgb(path: Path) -> "Image.Image":
     """A file's image as RGB; BadInput names the file that holds none."""
     from PIL import Image
 
@@ -132,7 +132,7 @@ def _read(paths: list[Path], side: int, resize: bool) -> np.ndarray:
 
     images = np.empty((len(paths), side, side, 3), np.uint8)
     for row, path in enumerate(paths):
-        image = _rgb(path)
+        image = read_rgb(path)
         if resize:
             image = image.resize((side, side), Resampling.BILINEAR)
         elif image.size != (side, side):

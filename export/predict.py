@@ -1,0 +1,75 @@
+"""python -m export.predict model=FILE image=FILE: classify images with an exported model.
+
+Prints a line an image: file, class, probability. `model` is a file of exported/<id>/ (its manifest.json beside it says
+classes and normalisation); several images are written image=[FILE,FILE]. Images of another size are resized.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from harness import cli
+from harness.config import Strict
+from harness.errors import BadInput
+
+
+class Predict(Strict):
+    model: Path = Field(description="exported file: .onnx or .safetensors, with manifest.json beside it")
+    image: list[Path] = Field(description="one image, or [FILE,FILE,...]", min_length=1)
+    threads: int | None = Field(None, ge=1, description="of CPU work; default: the cores")
+
+    @field_validator("image", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Path) else value
+
+
+def main(config: Predict) -> int:
+    manifest = read_manifest(config.model)
+    missing = [path for path in config.image if not path.is_file()]
+    if missing:
+        raise BadInput(f"image={missing[0]}: no such file; give the path of an image")
+
+    import numpy as np
+    from PIL.Image import Resampling
+
+    from export import Artifact
+    from harness import checkpoint, plugins, results
+    from harness.datasets.images import read_rgb
+
+    artifact = Artifact(config.model.absolute().parent, manifest, config.model.name)
+    if checkpoint.sha256(artifact.path) != artifact.entry["sha256"]:
+        raise BadInput(f"model={config.model}: is not the file that manifest.json describes; export it again")
+    side = manifest["input_size"]
+    images = np.stack([np.asarray(read_rgb(path).resize((side, side), Resampling.BILINEAR)) for path in config.image])
+    if artifact.entry["input"]["normalized"]:
+        normalization = manifest["normalization"]
+        mean, std = (np.asarray(normalization[name], np.float32) for name in ("mean", "std"))
+        images = np.ascontiguousarray(((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2))
+    runtime = {"onnx": "onnxruntime", "torch": "torch_eager"}[artifact.entry["format"]]
+    load = plugins.load("export.runtimes", runtime, "load")
+    logits = load(artifact, "cpu", config.threads or results.environment()["cores"])(images).astype(np.float64)
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    for path, row in zip(config.image, probabilities, strict=True):
+        print(f"{path} {manifest['classes'][row.argmax()]} {row.max():.4f}")
+    return 0
+
+
+def read_manifest(model: Path) -> dict[str, Any]:
+    """The manifest beside an exported file; BadInput where there is none or it does not know the file."""
+    try:
+        manifest = json.loads((model.parent / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"model={model}: no manifest.json beside it; give a file of a run's exported/<id>/") from error
+    if model.name not in manifest["files"] or not model.is_file():
+        known = ", ".join(manifest["files"])
+        raise BadInput(f"model={model}: no such exported file; choose one of {known}")
+    return manifest
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(Predict, main, __doc__ or ""))
