@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,8 +35,9 @@ with warnings.catch_warnings():
 from harness import results
 from harness.config import Resources, Search
 from harness.errors import BadInput
+from harness.journal import Journal
 from harness.plan import Planned, Planner
-from harness.progress import Progress, duration
+from harness.progress import Progress
 from tune_spaces import Choice, Integer, LogUniform, Uniform
 
 
@@ -58,17 +58,14 @@ class Worker(tune.Trainable):
             raise FileNotFoundError(f"run={run}: not visible on node {os.uname().nodename}; give a shared folder")
         torch.set_num_threads(config["threads"])
         self.loop = training(job)
-        self.row: dict[str, Any] = {}
 
     def step(self) -> dict[str, Any]:
         try:
-            self.row = next(self.loop)
+            return next(self.loop)
         except StopIteration as end:
-            record = end.value
-            nothing = {"epoch": self.row.get("epoch", 0.0), "val_accuracy": float("nan"), "val_loss": float("nan")}
-            last = {**nothing, **record["metrics"]}
-            return {**last, "epoch": last.get("epochs", last["epoch"]), "status": record["status"], "done": True}
-        return self.row
+            metrics, finished = end.value["metrics"], end.value["status"] == "finished"
+            value = {name: metrics[name] if finished else float("nan") for name in ("val_accuracy", "val_loss")}
+            return {"epoch": metrics.get("epochs", 0.0), **value, "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -88,110 +85,39 @@ class NotPickled:
 
 
 class Watcher(NotPickled, tune.Callback):
-    """Tells what happens to trials and writes the records that no worker can write."""
+    """Passes what Ray says of its trials on to the journal."""
 
-    def __init__(
-        self, trials: dict[str, Planned], total: int, run: results.RunDirectory, progress: Progress, metric: str
-    ):
-        self.trials, self.total, self.run, self.progress, self.metric = trials, total, run, progress, metric
-        self.started = time.monotonic()
-        self.shares: dict[str, float] = {}
-        self.best: float | None = None
+    def __init__(self, trials: dict[str, Planned], journal: Journal):
+        self.trials, self.journal = trials, journal
 
-    def on_trial_start(self, iteration, trials, trial, **info):
-        planned = self._planned(trial)
-        self.shares[planned.id] = 0.0
-        self.progress.line(f"trial {planned.id} {describe(planned)}: started")
-
-    def on_trial_result(self, iteration, trials, trial, result, **info):
-        planned = self._planned(trial)
-        if "step" not in result:
-            return
-        self.shares[planned.id] = min(1.0, result["epoch"] / planned.config.epochs)
-        value = result[self.metric]
-        better = max if self.metric == "val_accuracy" else min
-        self.best = value if self.best is None else better(self.best, value)
-        if planned.config.epochs * planned.config.validations_per_epoch <= 40 or result["epoch"] == int(
-            result["epoch"]
-        ):
-            self.progress.status(
-                f"{self._summary()}; {planned.id} epoch {result['epoch']:.1f}/{planned.config.epochs}: "
-                f"validation {result['val_accuracy']:.4f}"
-            )
-
-    def on_trial_complete(self, iteration, trials, trial, **info):
-        planned = self._planned(trial)
-        folder = self.run.trial_folder(planned.id)
-        if not (folder / results.TRIAL).is_file():
-            self._write_stopped(planned, trial, "asha")
-        self._ended(planned)
-
-    def on_trial_error(self, iteration, trials, trial, **info):
-        planned = self._planned(trial)
-        folder = self.run.trial_folder(planned.id)
-        error = trial.get_pickled_error() if trial.num_failures else None
-        reason = str(error).strip().splitlines()[0] if error else "its process died"
-        if trial.error_file and Path(trial.error_file).is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(trial.error_file, folder / results.ERROR)
-        results.write_trial(folder, self._record(planned, trial, "failed") | {"error": reason})
-        self._ended(planned)
-
-    def stop_unfinished(self, tune_trials: Sequence[Any]) -> None:
-        """Records of trials that the time budget ended."""
-        for trial in tune_trials:
-            planned = self._planned(trial)
-            if trial.last_result and not (self.run.trial_folder(planned.id) / results.TRIAL).is_file():
-                self._write_stopped(planned, trial, "time budget")
-
-    def _write_stopped(self, planned: Planned, trial: Any, reason: str) -> None:
-        record = self._record(planned, trial, "stopped")
-        results.write_trial(self.run.trial_folder(planned.id), record | {"stop_reason": reason})
-
-    def _record(self, planned: Planned, trial: Any, status: str) -> dict[str, Any]:
-        last = trial.last_result or {}
-        names = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
-        metrics = {name: last[name] for name in names if name in last} | {"epochs": last.get("epoch", 0.0)}
-        return {
-            **planned.labels(),
-            "seed": planned.seed,
-            "config": planned.config.model_dump(mode="json"),
-            "status": status,
-            "metrics": metrics,
-            "timing": {"wall_seconds": last.get("time_total_s", 0.0)},
-            "environment": results.environment(),
-        }
-
-    def _ended(self, planned: Planned) -> None:
-        import json
-
-        record = json.loads((self.run.trial_folder(planned.id) / results.TRIAL).read_text())
-        self.shares[planned.id] = 1.0
-        self.run.write_trials_csv()
-        metrics, status = record["metrics"], record["status"]
-        text = f"trial {planned.id} {describe(planned)}: {status}"
-        if status == "stopped":
-            text += f" by {record['stop_reason']} at epoch {metrics['epochs']:g}"
-        if "val_accuracy" in metrics and status in ("finished", "stopped"):
-            text += f", validation {metrics['val_accuracy']:.4f}"
-        if "test_accuracy" in metrics:
-            text += f", test {metrics['test_accuracy']:.4f}"
-        if "error" in record:
-            options = " ".join(f"{k}={v}" for k, v in planned.parameters.items())
-            text += f" ({options or 'base configuration'}): {record['error']}"
-        self.progress.line(f"{text}, {duration(record['timing']['wall_seconds'])}")
-        self.progress.status(self._summary())
-
-    def _planned(self, trial: Any) -> Planned:
+    def planned(self, trial: Any) -> Planned:
         return self.trials[trial.config["job"]["labels"]["id"]]
 
-    def _summary(self) -> str:
-        done = sum(share == 1 for share in self.shares.values())
-        share = sum(self.shares.values()) / self.total
-        elapsed = time.monotonic() - self.started
-        left = f", about {duration(elapsed / share - elapsed)} left" if 0 < share < 1 else ""
-        best = "" if self.best is None else f", best {self.metric} {self.best:.4f}"
-        return f"{done} of {self.total} trials done, {len(self.shares) - done} running{best}{left}"
+    def on_trial_start(self, iteration, trials, trial, **info):
+        self.journal.started(self.planned(trial))
+
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        if not result["done"]:
+            self.journal.reported(self.planned(trial), result)
+
+    def on_trial_complete(self, iteration, trials, trial, **info):
+        planned = self.planned(trial)
+        if not self.journal.is_recorded(planned):
+            self.journal.stopped(planned, trial.last_result or {}, "asha")
+        self.journal.ended(planned)
+
+    def on_trial_error(self, iteration, trials, trial, **info):
+        planned = self.planned(trial)
+        self.journal.failed(planned, trial.last_result or {}, str(trial.get_pickled_error() or ""))
+        self.journal.ended(planned)
+
+    def out_of_time(self, tune_trials: Sequence[Any]) -> None:
+        """Record what the time budget ended, of which Ray does not tell."""
+        for trial in tune_trials:
+            planned = self.planned(trial)
+            if trial.last_result and not self.journal.is_recorded(planned):
+                self.journal.stopped(planned, trial.last_result, "time budget")
+                self.journal.ended(planned)
 
 
 class OptunaSamples(NotPickled, OptunaSearch):
@@ -267,14 +193,15 @@ def run_suggested(indices: Sequence[int], planner: Planner, run: results.RunDire
         )
         for record in run.trials():
             value = record["metrics"].get(search.metric)
-            if record["stage"] == "search" and set(record["parameters"]) == set(parameters) and value is not None:
+            known_value = value is not None and record["status"] in ("finished", "stopped")
+            if known_value and record["stage"] == "search" and set(record["parameters"]) == set(parameters):
                 searcher.add_evaluated_point(record["parameters"], value)
         _fit({}, searcher, len(indices), known, len(indices), planner, run, progress, share, True)
 
 
 def _fit(space, searcher, samples, known, total, planner, run, progress, share, scheduler) -> None:
     search = planner.search
-    watcher = Watcher(known, total, run, progress, search.metric)
+    watcher = Watcher(known, Journal(total, run, progress, search.metric))
     temporary = Path(tempfile.mkdtemp(prefix="harness-tune-"))
     try:
         with progress.live():
@@ -300,7 +227,7 @@ def _fit(space, searcher, samples, known, total, planner, run, progress, share, 
                     verbose=0,
                 ),
             ).fit()
-        watcher.stop_unfinished(found._experiment_analysis.trials)
+        watcher.out_of_time(found._experiment_analysis.trials)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -409,9 +336,3 @@ def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
         if own:
             ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def describe(planned: Planned) -> str:
-    """For people: stage, variant or sample, seed."""
-    what = planned.variant or f"sample {planned.index}"
-    return f"({planned.stage}, {what}, seed {planned.seed})"

@@ -1,0 +1,95 @@
+"""What happened to the trials of a stage: told to the person at once, and recorded where no worker could record it."""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from harness import checkpoint, results
+from harness.plan import Planned
+from harness.progress import Progress, duration
+
+METRICS = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
+
+
+class Journal:
+    """Follows `total` trials; `last` is always the last row that a trial reported, empty before its first."""
+
+    def __init__(self, total: int, run: results.RunDirectory, progress: Progress, metric: str):
+        self.total, self.run, self.progress, self.metric = total, run, progress, metric
+        self.began = time.monotonic()
+        self.shares: dict[str, float] = {}
+        self.best: float | None = None
+
+    def started(self, planned: Planned) -> None:
+        self.shares[planned.id] = 0.0
+        self.progress.line(f"{self._name(planned)}: started")
+
+    def reported(self, planned: Planned, row: Mapping[str, Any]) -> None:
+        self.shares[planned.id] = min(1.0, row["epoch"] / planned.config.epochs)
+        better = max if self.metric == "val_accuracy" else min
+        self.best = row[self.metric] if self.best is None else better(self.best, row[self.metric])
+        self.progress.status(
+            f"{self._summary()}; {planned.id} epoch {row['epoch']:.1f}/{planned.config.epochs}: "
+            f"validation {row['val_accuracy']:.4f}"
+        )
+
+    def is_recorded(self, planned: Planned) -> bool:
+        """Whether the trial came to its own end: then its worker has written the record."""
+        return (self.run.trial_folder(planned.id) / results.TRIAL).is_file()
+
+    def stopped(self, planned: Planned, last: Mapping[str, Any], reason: str) -> None:
+        """Record a trial that was stopped from outside."""
+        self._write(planned, last, "stopped", {"stop_reason": reason})
+
+    def failed(self, planned: Planned, last: Mapping[str, Any], error: str) -> None:
+        """Record a trial whose process died or never began; `error` is the whole text."""
+        lines = [line.strip() for line in error.splitlines() if line.strip()] or ["its process died"]
+        reason = lines[-1] if "Traceback" in error else lines[0]
+        checkpoint.write_atomically(self.run.trial_folder(planned.id) / results.ERROR, error)
+        self._write(planned, last, "failed", {"error": reason})
+
+    def ended(self, planned: Planned) -> None:
+        """Tell how a trial ended, from its record."""
+        record = json.loads((self.run.trial_folder(planned.id) / results.TRIAL).read_text())
+        self.shares[planned.id] = 1.0
+        self.run.write_trials_csv()
+        metrics, status = record["metrics"], record["status"]
+        text = f"{self._name(planned)}: {status}"
+        if status == "stopped":
+            text += f" by {record['stop_reason']} at epoch {metrics['epochs']:g}"
+        if "val_accuracy" in metrics and status in ("finished", "stopped"):
+            text += f", validation {metrics['val_accuracy']:.4f}"
+        if "test_accuracy" in metrics:
+            text += f", test {metrics['test_accuracy']:.4f}"
+        if "error" in record:
+            changes = " ".join(f"{k}={v}" for k, v in planned.parameters.items())
+            text += f" ({changes or 'base configuration'}): {record['error']}"
+        self.progress.line(f"{text}, {duration(record['timing']['wall_seconds'])}")
+        self.progress.status(self._summary())
+
+    def _write(self, planned: Planned, last: Mapping[str, Any], status: str, why: Mapping[str, Any]) -> None:
+        record = {
+            **planned.labels(),
+            "seed": planned.seed,
+            "config": planned.config.model_dump(mode="json"),
+            "status": status,
+            **why,
+            "metrics": {name: last[name] for name in METRICS if name in last} | {"epochs": last.get("epoch", 0.0)},
+            "timing": {"wall_seconds": last.get("time_total_s", 0.0)},
+            "environment": results.environment(),
+        }
+        results.write_trial(self.run.trial_folder(planned.id), record)
+
+    @staticmethod
+    def _name(planned: Planned) -> str:
+        what = planned.variant or f"sample {planned.index}"
+        return f"trial {planned.id} ({planned.stage}, {what}, seed {planned.seed})"
+
+    def _summary(self) -> str:
+        done = sum(share == 1 for share in self.shares.values())
+        share = sum(self.shares.values()) / self.total
+        elapsed = time.monotonic() - self.began
+        left = f", about {duration(elapsed / share - elapsed)} left" if 0 < share < 1 else ""
+        best = "" if self.best is None else f", best {self.metric} {self.best:.4f}"
+        return f"{done} of {self.total} trials done, {len(self.shares) - done} running{best}{left}"
