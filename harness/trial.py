@@ -68,11 +68,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Part:
-    """Images uint8 [M, H, W, 3] and labels [M] on a device, of which `rows` are meant."""
+    """Labels [M] and images uint8 [M, H, W, 3], of which `rows` are meant; too many images stay off the device."""
 
     images: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
+
+    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels of these rows, on the device of `rows`."""
+        return self.images[rows.to(self.images.device)].to(rows.device), self.labels[rows]
 
 
 class Diverged(ArithmeticError):
@@ -165,7 +169,7 @@ def _train(job: Job, record: dict[str, Any], history: list[dict[str, Any]]) -> I
             batch = draws.batch(number, config.batch_size)
             done = epoch * steps_per_epoch + number
             rate = config.optimizer.lr * learning_rate_factor(config.schedule, done, total_steps, steps_per_epoch)
-            sums += step(training_part.images[batch.rows], training_part.labels[batch.rows], batch, rate)
+            sums += step(*training_part.batch(batch.rows), batch, rate)
             seen += config.batch_size
             if number + 1 not in validate_at:
                 continue
@@ -241,9 +245,10 @@ class Evaluation:
         """(logits float32 [B, classes], labels [B]) batch after batch."""
         self.network.eval()
         for rows in part.rows.split(EVALUATION_BATCH):
+            images, labels = part.batch(rows)
             with torch.inference_mode(), autocast(precision, self.device):
-                logits = self.network(self.normalize(part.images[rows])).float()
-            yield logits, part.labels[rows]
+                logits = self.network(self.normalize(images)).float()
+            yield logits, labels
 
     def __call__(self, part: Part, precision: str) -> tuple[float, float]:
         """(mean cross-entropy, accuracy)"""
@@ -286,15 +291,21 @@ def pick_device(name: str) -> torch.device:
 def device_data(data_json: str, device: str) -> tuple[datasets.Dataset, dict[str, Part]]:
     """The data set and its parts as tensors; a process that runs trial after trial loads it once.
 
-    On a GPU everything moves there; on CPU the tensors map the machine's cache, one copy for all processes.
+    On a GPU everything moves there that leaves half of its free memory to the network; on CPU the tensors map the
+    machine's cache, one copy for all processes.
     """
     data = datasets.load(Data.model_validate_json(data_json))
+    images_device = device
+    if device.startswith("cuda"):
+        needed = sum({id(p.images): p.images.nbytes for p in (data.train, data.test)}.values())
+        if needed > torch.cuda.mem_get_info(device)[0] / 2:
+            images_device = "cpu"
     parts = {}
     tensors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for name in ("train", "validation", "test"):
         part = getattr(data, name)
         if id(part.images) not in tensors:
-            tensors[id(part.images)] = (_tensor(part.images).to(device), _tensor(part.labels).to(device))
+            tensors[id(part.images)] = (_tensor(part.images).to(images_device), _tensor(part.labels).to(device))
         parts[name] = Part(*tensors[id(part.images)], torch.from_numpy(part.rows).to(device))
     return data, parts
 
