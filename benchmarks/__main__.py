@@ -16,7 +16,9 @@ def main(config: BenchmarkConfig) -> int:
     from harness.results import RunDirectory
 
     run = RunDirectory.existing(config.run)
-    benchmark_exported(run, config.benchmark, Progress(run.path / "run.log"))
+    progress = Progress(run.path / "run.log")
+    with run.locked(), progress.live():
+        benchmark_exported(run, config.benchmark, progress)
     return 0
 
 

@@ -17,6 +17,7 @@ from export import Artifact
 from export.runtimes import Predict, Unavailable
 from harness import plugins, results, stats
 from harness.config import Benchmark, Data, Normalization
+from harness.errors import BadInput
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,8 +51,6 @@ def pick_arms(artifacts: list[Artifact], settings: Benchmark, threads: int, prog
     import torch
 
     cuda = settings.device != "cpu" and torch.cuda.is_available()
-    if settings.device == "cuda" and not cuda:
-        raise RuntimeError("benchmark.device=cuda: PyTorch sees no CUDA device; use auto or cpu")
     arms = []
     for backend in dict.fromkeys([REFERENCE, *(settings.runtimes or plugins.names("export.runtimes"))]):
         kind = plugins.load("export.runtimes", backend, "FORMAT")
@@ -150,10 +149,14 @@ def benchmark_exported(run: results.RunDirectory, settings: Benchmark, progress:
         raise RuntimeError("nothing is exported; run the export stage first")
     recorded = run.configuration()
     assert recorded is not None
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    if settings.device == "cuda" and cuda is None:
+        raise BadInput("benchmark.device=cuda: PyTorch sees no CUDA device; use auto or cpu")
     threads = settings.threads or results.environment()["cores"]
     request = {
         "settings": settings.model_dump(mode="json"),
         "threads": threads,
+        "machine": {name: results.environment()[name] for name in ("host", "cpu", "versions")} | {"cuda": cuda},
         "files": {m["id"]: {name: entry["sha256"] for name, entry in m["files"].items()} for m in manifests},
     }
     digest_file = run.path / "exported" / "benchmarked.json"
@@ -163,15 +166,16 @@ def benchmark_exported(run: results.RunDirectory, settings: Benchmark, progress:
     data = datasets.load(Data.model_validate(recorded["config"]["data"]))
     chosen = data.test.rows[: max(IMAGES, *settings.batch_sizes)]
     chosen = np.resize(chosen, max(len(chosen), *settings.batch_sizes))  # few test images: they repeat
-    rows, arms = [], []
-    for manifest in manifests:
+    rows, summaries = [], []
+    for manifest in manifests:  # one model at a time: ratios compare runtimes, not models
         folder = run.exported_folder(manifest["id"])
         normalize = Normalizer(Normalization.model_validate(manifest["normalization"]), torch.device("cpu"), False)
         images = normalize(torch.from_numpy(data.test.images[chosen])).numpy()
-        own = pick_arms([Artifact(folder, manifest, name) for name in manifest["files"]], settings, threads, progress)
-        rows += measure(own, images, settings, threads, progress)
-        arms += own
-    summary = summarize(rows, arms)
+        arms = pick_arms([Artifact(folder, manifest, name) for name in manifest["files"]], settings, threads, progress)
+        own = measure(arms, images, settings, threads, progress)
+        summaries.append(summarize(own, arms))
+        rows += own
+    summary = pandas.concat(summaries, ignore_index=True)
     checkpoint.write_atomically(run.path / "inference.csv", results.csv_text(COLUMNS, rows))
     checkpoint.write_atomically(run.path / "inference_summary.csv", summary.to_csv(index=False))
     checkpoint.write_json(digest_file, request)

@@ -23,7 +23,9 @@ def main(config: ExportConfig) -> int:
     from harness.results import RunDirectory
 
     run = RunDirectory.existing(config.run)
-    export_winner(run, config.export, Progress(run.path / "run.log"))
+    progress = Progress(run.path / "run.log")
+    with run.locked(), progress.live():
+        export_winner(run, config.export, progress)
     return 0
 
 

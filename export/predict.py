@@ -44,7 +44,9 @@ def main(config: Predict) -> int:
     if checkpoint.sha256(artifact.path) != artifact.entry["sha256"]:
         raise BadInput(f"model={config.model}: is not the file that manifest.json describes; export it again")
     side = manifest["input_size"]
-    images = np.stack([np.asarray(read_rgb(path).resize((side, side), Resampling.BILINEAR)) for path in config.image])
+    images = np.stack(
+        [np.asarray(read_rgb(path, "image").resize((side, side), Resampling.BILINEAR)) for path in config.image]
+    )
     if artifact.entry["input"]["normalized"]:
         normalization = manifest["normalization"]
         mean, std = (np.asarray(normalization[name], np.float32) for name in ("mean", "std"))

@@ -97,10 +97,8 @@ def _read_text(text: str, annotation: Any) -> Any:
             return text  # pydantic says that it is no list
         return [_read_text(item.strip(), inner[0]) for item in text[1:-1].split(",") if item.strip()]
     if annotation is Any:
-        if text.lower() in ("none", "true", "false"):
-            text = {"none": "null"}.get(text.lower(), text.lower())
         try:
-            return json.loads(text)
+            return json.loads(text.lower() if text.lower() in ("true", "false") else text)
         except ValueError:
             return text
     return text

@@ -39,7 +39,7 @@ class Optimizer(Strict):
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
             raise ValueError("nesterov needs optimizer.name=sgd and optimizer.momentum above 0")
         if self.momentum and self.name != "sgd":
-            raise ValueError(f"momentum={self.momentum} is of sgd, not of {self.name}; leave it out")
+            raise ValueError(f"momentum={self.momentum} is of sgd, not of {self.name}; pin optimizer.momentum=0")
         return self
 
 
@@ -138,6 +138,14 @@ class Resources(Strict):
     gpus_per_trial: float | None = Field(None, ge=0, description="may be a fraction; default 1 where there are GPUs")
     cpus_per_trial: float | None = Field(None, gt=0, description="threads too; default: cores shared by the trials")
     concurrency: int | None = Field(None, ge=1, description="trials at once; default: as many as fit")
+
+    @field_validator("gpus_per_trial")
+    @classmethod
+    def _whole_above_one(cls, gpus):
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError("must be a fraction of one GPU, or a whole number of them")
+        return gpus
+
     retries: int = Field(1, ge=0, description="of a trial whose process died")
 
 

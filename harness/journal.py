@@ -9,8 +9,6 @@ from harness import checkpoint, results
 from harness.plan import Planned
 from harness.progress import Progress, duration
 
-METRICS = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
-
 
 class Journal:
     """Follows `total` trials; `last` is always the last row that a trial reported, empty before its first."""
@@ -34,20 +32,29 @@ class Journal:
             f"validation {row['val_accuracy']:.4f}"
         )
 
-    def is_recorded(self, planned: Planned) -> bool:
-        """Whether the trial came to its own end: then its worker has written the record."""
-        return (self.run.trial_folder(planned.id) / results.TRIAL).is_file()
+    def retried(self, planned: Planned) -> None:
+        self.shares[planned.id] = 0.0
+        self.progress.line(f"{self._name(planned)}: its process died; started again")
+
+    def is_told(self, planned: Planned) -> bool:
+        """Whether `ended` was called for it."""
+        return self.shares.get(planned.id) == 1.0
 
     def stopped(self, planned: Planned, last: Mapping[str, Any], reason: str) -> None:
         """Record a trial that was stopped from outside."""
         self._write(planned, last, "stopped", {"stop_reason": reason})
 
-    def failed(self, planned: Planned, last: Mapping[str, Any], error: str) -> None:
-        """Record a trial whose process died or never began; `error` is the whole text."""
+    def failed(self, planned: Planned, last: Mapping[str, Any], status: str, error: str) -> None:
+        """Record a trial whose process died or never began; `error` is the whole text.
+
+        A process may die after its trial has finished: that one's record stays.
+        """
+        if (self.run.trial_folder(planned.id) / results.TRIAL).is_file():
+            return
         lines = [line.strip() for line in error.splitlines() if line.strip()] or ["its process died"]
-        reason = lines[-1] if "Traceback" in error else lines[0]
-        checkpoint.write_atomically(self.run.trial_folder(planned.id) / results.ERROR, error)
-        self._write(planned, last, "failed", {"error": reason})
+        reason = lines[-1] if "Traceback" in error or "ray::" in lines[0] else lines[0]
+        checkpoint.write_atomically(self.run.trial_folder(planned.id) / results.ERROR, error or reason)
+        self._write(planned, last, status, {"error": reason})
 
     def ended(self, planned: Planned) -> None:
         """Tell how a trial ended, from its record."""
@@ -75,9 +82,8 @@ class Journal:
             "config": planned.config.model_dump(mode="json"),
             "status": status,
             **why,
-            "metrics": {name: last[name] for name in METRICS if name in last} | {"epochs": last.get("epoch", 0.0)},
-            "timing": {"wall_seconds": last.get("time_total_s", 0.0)},
-            "environment": results.environment(),
+            **{"metrics": {}, "timing": {"wall_seconds": 0.0}, "environment": results.environment()},
+            **last.get("record", {}),
         }
         results.write_trial(self.run.trial_folder(planned.id), record)
 

@@ -51,14 +51,15 @@ class Resolved:
         """The run directory: as given, or runs/<space>-<digest of space, pinned values and data>."""
         if self.config.run is not None:
             return self.config.run
-        text = json.dumps([self.space_identity, dict(self.pinned), self.config.data.model_dump(mode="json")])
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs").absolute() / f"{Path(self.config.space).stem}-{digest}"
 
     @property
-    def space_identity(self) -> str:
+    def identity(self) -> dict[str, Any]:
+        """What makes this run this one: asking for more samples, seeds, variants or stages does not change it."""
         name = self.config.space
-        return str(Path(name).expanduser().absolute()) if name.endswith(".py") else name
+        space = str(Path(name).expanduser().absolute()) if name.endswith(".py") else name
+        return {"space": space, "pinned": dict(self.pinned), "data": self.config.data.model_dump(mode="json")}
 
     @property
     def base(self) -> dict[str, Any]:
@@ -82,15 +83,26 @@ def resolve(values: Mapping[str, Any]) -> Resolved:
     defaults = {"space": values["space"], **cli.nested(prefixed)}
     cli.build(Tune, defaults, where)  # what is wrong in the file is told apart from what is wrong in the command
     given = dict(values)
-    architecture = str(given.get("trial.architecture", ""))
-    if architecture.endswith(".py"):  # workers run in other folders
-        given["trial.architecture"] = str(Path(architecture).expanduser().absolute())
     address = os.environ.get("RAY_ADDRESS")
     if address and "resources.address" not in given:
         given["resources.address"] = address
     config = cli.build(Tune, cli.merge(defaults, cli.nested(given)))
-    pinned = {key.removeprefix("trial."): value for key, value in given.items() if key.startswith("trial.")}
+    own = results.flatten(config.trial.model_dump(mode="json", exclude={"options"}), keep_lists=True)
+    own |= {f"options.{name}": value for name, value in config.trial.options.items()}
+    pinned = {key: own[key] for key in sorted(k.removeprefix("trial.") for k in given if k.startswith("trial."))}
     return Resolved(config, _without(space, pinned, config), pinned)
+
+
+def _with_absolute_paths(trial: Trial) -> Trial:
+    """Files that a trial names, as every node finds them."""
+    options = dict(trial.options)
+    weights = options.get("weights")
+    if isinstance(weights, str) and Path(weights).is_file():
+        options["weights"] = str(Path(weights).absolute())
+    architecture = trial.architecture
+    if architecture.endswith(".py"):
+        architecture = str(Path(architecture).expanduser().absolute())
+    return trial.model_copy(update={"architecture": architecture, "options": options})
 
 
 def _without_options(space: Space) -> Space:
@@ -139,8 +151,10 @@ class Planner:
         """The base with `changes` (dotted keys) as a trial; sample `index` has a seed of its own."""
         base = self.resolved.base
         if changes.get("architecture", base["architecture"]) != base["architecture"]:
-            base["options"] = {}  # they are the other architecture's
+            pinned = self.resolved.pinned  # the others are the other architecture's
+            base["options"] = {k.removeprefix("options."): v for k, v in pinned.items() if k.startswith("options.")}
         config = cli.build(Trial, cli.merge(base, cli.nested(dict(changes))), f"{variant or 'sample'}: ")
+        config = _with_absolute_paths(config)
         seed = self.search.seed + index if seed is None else seed
         identity = results.trial_id(config.model_dump(mode="json"), seed, self.fingerprint)
         return Planned(identity, stage, variant, index, seed, config, dict(changes), read_test)

@@ -4,6 +4,8 @@
 """
 
 import difflib
+import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -73,12 +75,23 @@ def load(package: str, name: str, attribute: str) -> Any:
 
 
 def _from_path(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    return _executed(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _executed(path: Path, _changed: int) -> ModuleType:
+    """A user's file as a module, executed once as long as it does not change."""
+    name = "user_" + hashlib.sha256(str(path).encode()).hexdigest()[:12]
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles look there
     sys.path.insert(0, str(path.parent))  # so that the file finds its neighbours, as a script would
     try:
         spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     finally:
         sys.path.remove(str(path.parent))
     return module

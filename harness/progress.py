@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,15 +29,25 @@ class Progress:
             with self.log.open("a") as file:
                 file.write(f"{datetime.datetime.now().isoformat(timespec='seconds')} {text}\n")
 
+    def failure(self, what: str, error: BaseException) -> None:
+        """One line for the person; the traceback for run.log."""
+        lines = str(error).strip().splitlines()
+        self.line(f"{what}: {type(error).__name__}: {lines[0] if lines else ''}")
+        if self.log is not None:
+            with self.log.open("a") as file:
+                traceback.print_exception(error, file=file)
+
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
-        """A spinner with the status below what is printed, on a terminal."""
-        if not self.console.is_terminal:
+        """A spinner with the status below what is printed, on a terminal; within another one, that one."""
+        if not self.console.is_terminal or self._live is not None:
             yield
             return
-        with self.console.status("starting") as self._live:
-            yield
-        self._live = None
+        try:
+            with self.console.status("starting") as self._live:
+                yield
+        finally:
+            self._live = None
 
     def status(self, text: str) -> None:
         """On a terminal the live line; in a pipe a plain line now and then."""

@@ -28,7 +28,8 @@ def main(config: ReportConfig) -> int:
 
     run = results.RunDirectory.existing(config.run)
     progress = Progress(run.path / "run.log")
-    write_report(run, progress)
+    with progress.live():
+        write_report(run, progress)
     progress.line(f"report {run.path / 'report' / 'index.html'}")
     return 0
 
@@ -48,7 +49,7 @@ def write_report(run: results.RunDirectory, progress: "Progress") -> None:
     manifests = [json.loads(path.read_text()) for path in sorted((run.path / "exported").glob("*/manifest.json"))]
     winner = stats.winning_trial(ranked[0], metric)["id"] if ranked else None
     manifests.sort(key=lambda m: m["id"] != winner)
-    summary, rounds = _table(run, "inference_summary.csv"), _table(run, "inference.csv")
+    summary, rounds = _table(run, "inference_summary.csv", winner), _table(run, "inference.csv", winner)
     effects = _effects(recorded, records)
 
     figures: dict[str, tuple[str, str]] = {}  # name -> (caption, PNG as base64)
@@ -151,7 +152,7 @@ def _histories(run: results.RunDirectory, records: list[dict[str, Any]]) -> "pd.
 
 
 def _effects(recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> "pd.DataFrame | None":
-    """Differences of each variant's validation accuracy from the first one's, with intervals."""
+    """Differences of each variant's validation accuracy from the first one's, with intervals; None without that one."""
     import pandas as pd
 
     values: dict[str, dict[int, float]] = {}
@@ -159,7 +160,7 @@ def _effects(recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> "pd.
         if record["status"] == "finished" and record["variant"]:
             values.setdefault(record["variant"], {})[record["seed"]] = record["metrics"]["val_accuracy"]
     names = [name for name in recorded["variants"] if name in values]
-    if len(names) < 2:
+    if len(names) < 2 or names[0] != next(iter(recorded["variants"])):
         return None
     rows = []
     for name in names[1:]:
@@ -178,11 +179,15 @@ def _base(record: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _table(run: results.RunDirectory, name: str) -> "pd.DataFrame | None":
+def _table(run: results.RunDirectory, name: str, winner: str | None) -> "pd.DataFrame | None":
+    """A table of measurements, of the winner's files alone: a run may have measured earlier winners too."""
     import pandas as pd
 
-    path = run.path / name
-    return pd.read_csv(path) if path.is_file() else None
+    if winner is None or not (run.path / name).is_file():
+        return None
+    table = pd.read_csv(run.path / name)
+    table = table[table["artifact"].str.startswith(f"{winner}/")]
+    return table if len(table) else None
 
 
 def _test(one: stats.Ranked) -> stats.Estimate | None:

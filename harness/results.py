@@ -24,7 +24,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +58,14 @@ def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, names joined with dots; lists stay, as JSON."""
+def flatten(values: Mapping[str, Any], prefix: str = "", *, keep_lists: bool = False) -> dict[str, Any]:
+    """Nested mappings as one, names joined with dots; lists become JSON, unless they are kept."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.", keep_lists=keep_lists)
         else:
-            flat[prefix + name] = json.dumps(value) if isinstance(value, list | tuple) else value
+            flat[prefix + name] = json.dumps(value) if isinstance(value, list | tuple) and not keep_lists else value
     return flat
 
 
@@ -125,12 +125,11 @@ class RunDirectory:
         columns = dict.fromkeys(name for row in rows for name in row)
         checkpoint.write_atomically(self.path / "trials.csv", csv_text(columns, rows))
 
-    def remove_unfinished(self, stage: str) -> None:
-        """Folders of trials that were interrupted, failed or ran out of time in this stage: they start again."""
+    def remove(self, again: Callable[[dict[str, Any]], bool]) -> None:
+        """Folders of trials that were interrupted, and of those that are to run again."""
         for folder in (self.path / "trials").glob("*/"):
             file = folder / TRIAL
-            record = json.loads(file.read_text()) if file.is_file() else None
-            if record is None or (record["stage"] == stage and not is_done(record)):
+            if not file.is_file() or again(json.loads(file.read_text())):
                 shutil.rmtree(folder)
 
     @contextlib.contextmanager
@@ -159,14 +158,16 @@ def trial_id(config: Mapping[str, Any], seed: int, fingerprint: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def code_digest() -> str:
-    """Of the files that decide what a trial computes."""
+def code_digest(architecture: str = "") -> str:
+    """Of the files that decide what a trial computes; `architecture` is one of them where it is a user's FILE.py."""
     top = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for name in CODE:
         place = top / name
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             digest.update(f"{path.relative_to(top)}\0".encode() + path.read_bytes())
+    if architecture.endswith(".py"):
+        digest.update(Path(architecture).read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -6,6 +6,7 @@ or whose process died. So a restart depends on no state of Ray's.
 """
 
 import contextlib
+import hashlib
 import logging
 import os
 import shutil
@@ -22,6 +23,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints tables even where verbose=0
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean what they meant to the user
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # CPU trials see no GPU
 
 with warnings.catch_warnings():
@@ -61,11 +63,12 @@ class Worker(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         try:
-            return next(self.loop)
+            row, record = next(self.loop)
+            return {**row, "record": {name: record[name] for name in ("metrics", "timing", "environment")}}
         except StopIteration as end:
             metrics, finished = end.value["metrics"], end.value["status"] == "finished"
             value = {name: metrics[name] if finished else float("nan") for name in ("val_accuracy", "val_loss")}
-            return {"epoch": metrics.get("epochs", 0.0), **value, "done": True}
+            return {"epoch": metrics.get("epochs", 0.0), **value, "recorded": True, "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -100,24 +103,33 @@ class Watcher(NotPickled, tune.Callback):
         if not result["done"]:
             self.journal.reported(self.planned(trial), result)
 
+    def on_trial_recover(self, iteration, trials, trial, **info):
+        self.journal.retried(self.planned(trial))
+
     def on_trial_complete(self, iteration, trials, trial, **info):
-        planned = self.planned(trial)
-        if not self.journal.is_recorded(planned):
-            self.journal.stopped(planned, trial.last_result or {}, "asha")
+        planned, last = self.planned(trial), trial.last_result or {}
+        if not last.get("recorded"):
+            self.journal.stopped(planned, last, "asha")
         self.journal.ended(planned)
 
     def on_trial_error(self, iteration, trials, trial, **info):
         planned = self.planned(trial)
-        self.journal.failed(planned, trial.last_result or {}, str(trial.get_pickled_error() or ""))
+        error = None
+        with contextlib.suppress(OSError, TypeError):  # Ray's own getter looks where it has not put the file yet
+            error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+        status = "oom" if isinstance(error, ray.exceptions.OutOfMemoryError) else "failed"
+        self.journal.failed(planned, trial.last_result or {}, status, str(error or ""))
         self.journal.ended(planned)
 
     def out_of_time(self, tune_trials: Sequence[Any]) -> None:
-        """Record what the time budget ended, of which Ray does not tell."""
+        """Record what the time budget ended, of which Ray does not tell; what never began stays missing."""
         for trial in tune_trials:
-            planned = self.planned(trial)
-            if trial.last_result and not self.journal.is_recorded(planned):
-                self.journal.stopped(planned, trial.last_result, "time budget")
-                self.journal.ended(planned)
+            planned, last = self.planned(trial), trial.last_result or {}
+            if self.journal.is_told(planned) or not (last.get("recorded") or "record" in last):
+                continue
+            if not last.get("recorded"):
+                self.journal.stopped(planned, last, "time budget")
+            self.journal.ended(planned)
 
 
 class OptunaSamples(NotPickled, OptunaSearch):
@@ -161,11 +173,23 @@ def run_planned(
     run was interrupted or not.
     """
     known = {planned.id: planned for planned in trials}
+    concurrency = planner.resolved.config.resources.concurrency
     with cluster(planner.resolved.config.resources) as nodes:
         share = Share.of(planner.resolved.config.resources, nodes, of)
         configs = [_trial_config(planned, planner, run, share) for planned in trials]
         space = {"job": tune.grid_search([c["job"] for c in configs]), "threads": share.threads}
-        _fit(space, BasicVariantGenerator(), 1, known, len(trials), planner, run, progress, share, scheduler)
+        _fit(
+            space,
+            BasicVariantGenerator(max_concurrent=concurrency or 0),
+            1,
+            known,
+            len(trials),
+            planner,
+            run,
+            progress,
+            share,
+            scheduler,
+        )
 
 
 def run_suggested(indices: Sequence[int], planner: Planner, run: results.RunDirectory, progress: Progress) -> None:
@@ -189,7 +213,8 @@ def run_suggested(indices: Sequence[int], planner: Planner, run: results.RunDire
             space={key: _distribution(domain) for key, domain in parameters.items()},
             metric=search.metric,
             mode=search.mode,
-            seed=search.seed,
+            # Optuna's sampler begins anew with each command: the same seed would draw the same points again.
+            seed=int(hashlib.sha256(f"{search.seed} {indices[0]}".encode()).hexdigest()[:8], 16),
         )
         for record in run.trials():
             value = record["metrics"].get(search.metric)
@@ -252,6 +277,7 @@ def _trial_config(planned: Planned, planner: Planner, run: results.RunDirectory,
         data=planner.resolved.config.data,
         seed=planned.seed,
         folder=run.trial_folder(planned.id),
+        fingerprint=planner.fingerprint,
         read_test=planned.read_test,
         device=share.device,
         labels=planned.labels(),
@@ -284,20 +310,23 @@ class Share:
 
         BadInput where no node has as much: Ray would wait for one for ever.
         """
-        most_cpus = max(node.get("CPU", 0) for node in nodes)
         most_gpus = max(node.get("GPU", 0) for node in nodes)
         gpus = resources.gpus_per_trial
         if gpus is None:
             gpus = 1.0 if most_gpus else 0.0
         if gpus > most_gpus:
             raise BadInput(f"resources.gpus_per_trial={gpus:g}: no node has more than {most_gpus:g} GPUs; ask for less")
+        fitting = [node for node in nodes if node.get("GPU", 0) >= gpus]
+        most_cpus = max(node.get("CPU", 0) for node in fitting)
         at_once = min(trials, resources.concurrency or trials)
         if gpus:
-            at_once = min(at_once, max(1, int(sum(node.get("GPU", 0) for node in nodes) / gpus)))
-        share = sum(node.get("CPU", 0) for node in nodes) // max(at_once, 1)
+            at_once = min(at_once, max(1, int(sum(node.get("GPU", 0) for node in fitting) / gpus)))
+        share = sum(node.get("CPU", 0) for node in fitting) // max(at_once, 1)
         cpus = resources.cpus_per_trial or min(most_cpus, max(1.0, share))
         if cpus > most_cpus:
-            raise BadInput(f"resources.cpus_per_trial={cpus:g}: no node has more than {most_cpus:g} CPUs; ask for less")
+            raise BadInput(
+                f"resources.cpus_per_trial={cpus:g}: no node that fits has more than {most_cpus:g} CPUs; ask for less"
+            )
         return cls(cpus, gpus)
 
 

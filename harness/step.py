@@ -38,17 +38,17 @@ class Plan:
         if precision == "float16" and device.type != "cuda":
             raise BadInput("trial.precision=float16: needs a CUDA device; use bfloat16 or float32 on CPU")
         if compile_mode == "auto":
-            compile_mode = "default" if device.type == "cuda" else "off"
-        if compile_mode != "off" and device.type == "cpu" and not cpp_compiler():
+            compile_mode = "default" if device.type == "cuda" and compiler(device.type) else "off"
+        if compile_mode != "off" and not compiler(device.type):
             raise BadInput(f"trial.compile={compile_mode}: no C++ compiler on this machine; install g++ or use off")
         return cls(device.type, precision, compile_mode, trial.channels_last, torch.get_num_threads())
 
 
-def cpp_compiler() -> str | None:
-    """The C++ compiler that torch.compile needs on CPU, if there is one."""
-    return next(
-        (found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := shutil.which(name))), None
-    )
+def compiler(device: str) -> str | None:
+    """The compiler that torch.compile calls, if there is one: C++ for the CPU, C for Triton's launchers on CUDA."""
+    names = ("CXX", "g++", "clang++") if device == "cpu" else ("CC", "gcc", "clang", "cc")
+    candidates = (os.environ.get(names[0]), *names[1:])
+    return next((found for name in candidates if name and (found := shutil.which(name))), None)
 
 
 def _native_bfloat16(device: torch.device) -> bool:
@@ -160,7 +160,10 @@ def make_optimizer(network: nn.Module, trial: Trial) -> torch.optim.Optimizer:
 
 
 def to_device(network: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-    """The network on the device in that memory layout."""
+    """The network on the device in that memory layout; from then on float32 on CUDA means float32, not TF32."""
+    if device.type == "cuda":
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
     return network.to(device).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 

@@ -34,13 +34,15 @@ class Job:
     """One trial to run: its configuration, seed and data, and what is to be recorded beside its metrics.
 
     `folder`: where trial.json, history.csv and model.safetensors go; None keeps everything in memory.
-    `read_test`: evaluate the kept weights on the test images at the end.
+    `fingerprint`: of the images that are meant; others are an error. `read_test`: evaluate the kept weights on the
+    test images at the end.
     """
 
     config: Trial
     data: Data
     seed: int = 0
     folder: Path | None = None
+    fingerprint: str | None = None
     read_test: bool = False
     device: str = "auto"
     labels: Mapping[str, Any] = field(default_factory=dict)
@@ -88,22 +90,26 @@ def train(job: Job, report: Callable[[dict[str, Any]], None] | None = None) -> d
     loop = training(job)
     while True:
         try:
-            row = next(loop)
+            row, _ = next(loop)
         except StopIteration as end:
             return end.value
         if report is not None:
             report(row)
 
 
-def training(job: Job) -> Generator[dict[str, Any], None, dict[str, Any]]:
-    """Yields a row of the history at each validation; its return value is the record of the finished trial.
+Row = dict[str, Any]
+Record = dict[str, Any]
+
+
+def training(job: Job) -> Generator[tuple[Row, Record], None, Record]:
+    """Yields at each validation the row of the history and the record as far as it is; returns the final record.
 
     A failure is a record too: status `failed`, `oom` or `diverged`, the traceback in error.txt. Only what the driver
     of the loop raises into it passes through.
     """
     started = time.perf_counter()
-    history: list[dict[str, Any]] = []
-    record: dict[str, Any] = {
+    history: list[Row] = []
+    record: Record = {
         **job.labels,
         "seed": job.seed,
         "config": job.config.model_dump(mode="json"),
@@ -113,7 +119,9 @@ def training(job: Job) -> Generator[dict[str, Any], None, dict[str, Any]]:
         "environment": {},
     }
     try:
-        yield from _train(job, record, history)
+        for row in _train(job, record, history):
+            record["timing"]["wall_seconds"] = time.perf_counter() - started
+            yield row, record
     except Diverged as error:
         record["status"], record["error"] = "diverged", str(error)
     except Exception as error:
@@ -127,15 +135,18 @@ def training(job: Job) -> Generator[dict[str, Any], None, dict[str, Any]]:
     return record
 
 
-def _train(job: Job, record: dict[str, Any], history: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _train(job: Job, record: Record, history: list[Row]) -> Iterator[Row]:
     config = job.config
     device = pick_device(job.device)
     plan = Plan.of(config, device)
-    record["environment"] = {**vars(plan), **results.environment()}
+    record["environment"] = {**vars(plan), **results.environment(), "code": results.code_digest(config.architecture)}
     if device.type == "cuda":
         record["environment"]["gpu"] = torch.cuda.get_device_name(device)
     data, parts = device_data(job.data.model_dump_json(), str(device))
+    if job.fingerprint not in (None, data.fingerprint):
+        raise ValueError(f"the images here have fingerprint {data.fingerprint}, those of the run {job.fingerprint}")
     training_part, validation_part = parts["train"], parts["validation"]
+    record["environment"]["images_on"] = training_part.images.device.type
 
     torch.manual_seed(derive(job.seed, "initial weights"))
     network = plugins.build_network(config, len(data.classes), data.input_size)

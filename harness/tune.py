@@ -12,7 +12,6 @@ Exit codes: 0 all done; 1 a trial or a stage failed; 2 bad input; 130, 143 stopp
 """
 
 import contextlib
-import signal
 import sys
 import time
 from pathlib import Path
@@ -72,12 +71,13 @@ def main(resolved: plan.Resolved) -> int:
         progress.line(f"run {run.path}")
         for stage in (stage for stage in STAGES if stage in config.stages):
             try:
-                run_stage(stage, resolved, planner, trials, run, data, progress)
+                with progress.live():
+                    run_stage(stage, resolved, planner, trials, run, progress)
             except BadInput:
                 raise
             except Exception as error:
                 failed.append(stage)
-                progress.line(f"stage {stage} failed: {type(error).__name__}: {error}")
+                progress.failure(f"stage {stage} failed", error)
                 if "--debug" in sys.argv:
                     raise
     return summary(run, config, failed, time.monotonic() - started, progress)
@@ -89,7 +89,6 @@ def run_stage(
     planner: "Planner",
     trials: "list[Planned] | None",
     run: "RunDirectory",
-    data: "Dataset",
     progress: "Progress",
 ) -> None:
     """One stage: it reads what earlier ones left in the run directory and adds what is missing."""
@@ -116,32 +115,44 @@ def search(planner: "Planner", trials: "list[Planned] | None", run: "RunDirector
     from harness import results
     from harness.search import run_planned, run_suggested
 
-    run.remove_unfinished("search")
-    done = {r["id"]: r for r in run.trials() if results.is_done(r)}
     if trials is not None:
-        missing = [planned for planned in trials if planned.id not in done]
-        progress.line(f"search: {len(missing)} trials to run, {len(trials) - len(missing)} done before")
+        missing = missing_of(trials, run, progress)
         if missing:
             run_planned(missing, len(trials), planner, run, progress, scheduler=True)
     else:
-        taken = {r["index"] for r in done.values() if r["stage"] == "search"}
-        indices = [i for i in range(planner.search.samples) if i not in taken]
+        wanted = range(planner.search.samples)
+        run.remove(lambda r: r["stage"] == "search" and r["index"] in wanted and not results.is_done(r))
+        taken = {r["index"] for r in run.trials() if r["stage"] == "search"}
+        indices = [i for i in wanted if i not in taken]
         progress.line(f"search: {len(indices)} samples to run with Optuna, {len(taken)} done before")
         if indices:
             run_suggested(indices, planner, run, progress)
     run.write_trials_csv()
 
 
+def missing_of(trials: "list[Planned]", run: "RunDirectory", progress: "Progress") -> "list[Planned]":
+    """Which of these trials are to run; what is left of failed and interrupted ones goes."""
+    from harness import results
+
+    ids = {planned.id for planned in trials}
+    run.remove(lambda r: r["id"] in ids and not results.is_done(r))
+    done = {r["id"]: r for r in run.trials() if r["id"] in ids}
+    missing = [planned for planned in trials if planned.id not in done]
+    progress.line(f"{trials[0].stage}: {len(missing)} trials to run, {len(done)} done before")
+    other = [i for i, r in done.items() if r["environment"]["code"] != results.code_digest(r["config"]["architecture"])]
+    if other:
+        progress.line(f"warning: trained with other code than today's, so they may not compare: {', '.join(other)}")
+    return missing
+
+
 def confirm(planner: "Planner", run: "RunDirectory", progress: "Progress") -> None:
     """Train the best of a search again on fresh seeds; then read the test set, for the winner alone."""
-    from harness import results, stats
+    from harness import stats
     from harness.search import run_planned
     from harness.trial import read_test
 
-    run.remove_unfinished("confirm")
-    records = run.trials()
     settings = planner.search
-    searched = stats.ranking([r for r in records if r["stage"] == "search"], settings.metric)
+    searched = stats.ranking([r for r in run.trials() if r["stage"] == "search"], settings.metric)
     if not searched:
         raise RuntimeError("no trial has finished: nothing to confirm")
     if planner.resolved.space.variants:
@@ -149,10 +160,8 @@ def confirm(planner: "Planner", run: "RunDirectory", progress: "Progress") -> No
     elif len(searched) == 1 or settings.confirm == 0:
         progress.line("confirm: a single candidate needs none" if len(searched) == 1 else "confirm: left out")
     else:
-        done = {r["id"] for r in records if results.is_done(r)}
         planned = planner.confirmations([one.records[0] for one in searched[: settings.confirm]])
-        missing = [trial for trial in planned if trial.id not in done]
-        progress.line(f"confirm: {len(missing)} trials to run, {len(planned) - len(missing)} done before")
+        missing = missing_of(planned, run, progress)
         if missing:
             run_planned(missing, len(planned), planner, run, progress, scheduler=False)
     winner = stats.ranking(run.trials(), settings.metric)[0]
@@ -168,14 +177,11 @@ def check_before_start(resolved: plan.Resolved, run: "RunDirectory", recorded: d
     from harness import datasets, plugins, results
 
     config = resolved.config
-    if run.path.exists() and recorded is None and (not run.path.is_dir() or any(run.path.iterdir())):
+    is_ours = run.path.is_dir() and all(entry.name == ".lock" for entry in run.path.iterdir())
+    if run.path.exists() and recorded is None and not is_ours:
         raise BadInput(f"run={run.path}: is there and is no run directory; give another path")
-    if recorded and recorded["environment"]["code"] != results.code_digest():
-        print(
-            f"warning: run={run.path} was begun with other training code; its new trials may not compare with the old "
-            "(trial.json has each one's code digest)",
-            file=sys.stderr,
-        )
+    if recorded and recorded["identity"] != resolved.identity:
+        raise BadInput(f"run={run.path}: holds another space, other trial.* or other data.* values; give run=NEW")
     for name in config.benchmark.runtimes or []:
         plugins.source("export.runtimes", name)
     plugins.source("harness.datasets", config.data.name)
@@ -185,11 +191,14 @@ def check_before_start(resolved: plan.Resolved, run: "RunDirectory", recorded: d
             f"search.asha.grace_epochs={config.search.asha.grace_epochs}: must be less than "
             f"trial.epochs={config.trial.epochs}; give a smaller one or search.scheduler=fifo"
         )
-    if config.resources.gpus_per_trial and not config.resources.address and not local_gpus():
+    wanted = config.resources.gpus_per_trial or 0
+    if wanted and not config.resources.address and local_gpus() < wanted:
         raise BadInput(
-            f"resources.gpus_per_trial={config.resources.gpus_per_trial:g}: this machine has no GPU that PyTorch "
-            "can use; leave it out, or give resources.address of a cluster that has"
+            f"resources.gpus_per_trial={wanted:g}: PyTorch sees {local_gpus()} GPUs here; ask for less, leave it "
+            "out, or give resources.address of a cluster that has them"
         )
+    if "benchmark" in config.stages and config.benchmark.device == "cuda" and local_gpus() == 0:
+        raise BadInput("benchmark.device=cuda: PyTorch sees no GPU on this machine; use auto or cpu")
     cores = results.environment()["cores"]
     if (config.resources.cpus_per_trial or 0) > cores and not config.resources.address:
         raise BadInput(
@@ -216,7 +225,7 @@ def check_networks(resolved: plan.Resolved, planner: "Planner", data: "Dataset")
     from harness.step import Plan
 
     space = resolved.space
-    changes = [space.variants[name] for name in resolved.variants] if space.variants else [{}, planner.sample(1)]
+    changes = [space.variants[name] for name in resolved.variants] or [planner.sample(i) for i in range(5)]
     local = not resolved.config.resources.address
     for change in changes:
         trial = planner.trial("check", change).config
@@ -243,6 +252,7 @@ def run_json(resolved: plan.Resolved, data: "Dataset") -> dict[str, Any]:
     }
     return {
         "config": config,
+        "identity": resolved.identity,
         "pinned": dict(resolved.pinned),
         "parameters": {key: str(domain) for key, domain in resolved.space.parameters.items()},
         "variants": {name: dict(resolved.space.variants[name]) for name in resolved.variants},
@@ -269,12 +279,11 @@ def summary(run: "RunDirectory", config: Tune, failed: list[str], seconds: float
         ties = sum(one.tied for one in ranked)
         text += f"; {ties} others cannot be told apart from it" if ties and best.estimate.n > 1 else ""
         progress.line(text)
+    progress.line(f"done in {duration(seconds)}" + (f"; failed stages: {', '.join(failed)}" if failed else ""))
     if "report" in config.stages and "report" not in failed:
         progress.line(f"report {run.path / 'report' / 'index.html'}")
-    progress.line(f"done in {duration(seconds)}" + (f"; failed stages: {', '.join(failed)}" if failed else ""))
     return 1 if broken or failed else 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL) if hasattr(signal, "SIGPIPE") else None
     sys.exit(cli.run(Tune, main, __doc__ or "", plan.resolve))

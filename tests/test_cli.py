@@ -24,6 +24,9 @@ def test_values_are_read_by_their_type():
         "trial.options.kernel_size=5",
         "trial.options.widths=[[8,16],[32,32]]",
         "trial.options.activation=relu",
+        "trial.options.batch_norm=none",
+        "trial.options.nothing=null",
+        "trial.options.on=True",
         "trial.gradient_clip=none",
         "trial.augmentation.flip=true",
         "trial.optimizer.lr=5e-4",
@@ -33,7 +36,14 @@ def test_values_are_read_by_their_type():
     assert config.run is not None
     assert config.run.name == "a=b, [c] é"
     assert config.stages == ["search", "report"]
-    assert config.trial.options == {"kernel_size": 5, "widths": [[8, 16], [32, 32]], "activation": "relu"}
+    assert config.trial.options == {
+        "kernel_size": 5,
+        "widths": [[8, 16], [32, 32]],
+        "activation": "relu",
+        "batch_norm": "none",
+        "nothing": None,
+        "on": True,
+    }
     assert config.trial.gradient_clip is None
     assert config.trial.augmentation.flip is True
     assert config.trial.optimizer.lr == 5e-4
@@ -70,6 +80,7 @@ BAD = {
     "space=published search.variants=[basline]": r"search\.variants=\[basline\]: the space's variants are: baseline",
     "space=published trial.optimizer.lr=0.1": r"trial\.optimizer\.lr=0\.1: the variants .* change it",
     "space=quick benchmark.runtimes=[tensorflow]": r"benchmark\.runtimes=tensorflow: unknown",
+    "space=quick resources.gpus_per_trial=1.5": r"resources\.gpus_per_trial=1\.5: must be a fraction",
     "space=quick resources.cpus_per_trial=1000": r"resources\.cpus_per_trial=1000: ",
 }
 
@@ -79,7 +90,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, tmp_path, monkeypat
     import re
     import sys
 
+    import torch
+
     from harness import plan, tune
+
+    if "float16" in arguments and torch.cuda.is_available():
+        pytest.skip("no bad input on a machine with a GPU")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["harness.tune", *arguments.split()])

@@ -156,7 +156,7 @@ def test_every_runtime_on_cuda(name, exported):
     load = plugins.load("export.runtimes", "torch_eager", "load")
     expected = load(Artifact(folder, manifest, "model.safetensors"), "cpu", 2)(images)
     found = plugins.load("export.runtimes", name, "load")(Artifact(folder, manifest, file), "cuda", 2)(images)
-    assert np.abs(found - expected).max() < 0.05  # TF32 convolutions
+    assert np.abs(found - expected).max() < 1e-3  # float32 is no TF32
 
 
 def test_torch_compile_without_a_compiler_is_absent(exported, monkeypatch):

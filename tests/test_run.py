@@ -180,7 +180,9 @@ def test_other_data_under_the_same_run_is_refused(small_run):
     run, _ = small_run
     done = command(*SMALL_RUN, "data.limit=30", cwd=run.parent)
     assert done.returncode == 2
-    assert "was trained on other images" in done.stderr
+    assert "holds another space, other trial.* or other data.* values" in done.stderr
+    done = command(*SMALL_RUN, "trial.epochs=3", cwd=run.parent)
+    assert done.returncode == 2
 
 
 def test_two_drivers_at_once(small_run):
@@ -290,6 +292,8 @@ def test_optuna_and_asha_stop_trials_and_say_so(tmp_path):
     more = command(*arguments, "stages=[search]", cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert "1 samples to run with Optuna, 6 done before" in more.stdout
+    drawn = [json.dumps(r["parameters"]) for r in records(tmp_path / "run") if r["stage"] == "search"]
+    assert len(set(drawn)) == 7
 
 
 @pytest.mark.slow
@@ -300,6 +304,8 @@ def test_time_budget_ends_in_good_order(tmp_path):
     trials = records(tmp_path / "run")
     assert trials
     assert {(r["status"], r["stop_reason"]) for r in trials} == {("stopped", "time budget")}
+    assert all(r["metrics"]["epochs"] > 0 and r["metrics"]["val_accuracy"] > 0 for r in trials)
+    assert all(r["environment"]["threads"] >= 1 and r["timing"]["wall_seconds"] > 0 for r in trials)
 
 
 @pytest.mark.slow
@@ -349,3 +355,45 @@ def test_cluster_of_two_nodes(tmp_path):
     trials = records(tmp_path / "run")
     assert [r["status"] for r in trials] == ["finished"] * 4
     assert {r["environment"]["threads"] for r in trials} == {1}
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_started_again(tmp_path):
+    import psutil
+
+    arguments = [*SMALL_RUN, *LONGER, "stages=[search]", "resources.concurrency=1", "resources.cpus_per_trial=1"]
+    process = subprocess.Popen([sys.executable, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    run, killed, deadline = tmp_path / "run", False, time.monotonic() + 120
+    while not killed:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        running = [p.parent for p in run.glob("trials/*/history.csv") if not (p.parent / "trial.json").exists()]
+        assert len(running) <= 1  # resources.concurrency
+        for child in psutil.Process(process.pid).children(recursive=True) if running else []:
+            if "Worker" in " ".join(child.cmdline()):
+                child.kill()
+                killed = True
+        time.sleep(0.05)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "its process died; started again" in output
+    assert [r["status"] for r in records(run)] == ["finished"] * 4
+
+
+@pytest.mark.slow
+def test_a_trial_that_always_kills_its_worker_fails_with_the_reason(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import os, signal\n"
+        "from architectures.baseline import build as network\n"
+        "def build(num_classes, input_size=32):\n"
+        "    if 'RAY_JOB_ID' in os.environ or 'default_worker' in ' '.join(__import__('sys').argv):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return network(num_classes, input_size=input_size)\n"
+    )
+    arguments = [*SMALL_RUN, "trial.architecture=net.py", "search.samples=1", "stages=[search]", "resources.retries=0"]
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout
+    (record,) = records(tmp_path / "run")
+    assert record["status"] == "failed"
+    assert "died" in record["error"]
+    assert (tmp_path / "run" / "trials" / record["id"] / "error.txt").read_text()

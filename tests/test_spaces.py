@@ -130,3 +130,16 @@ def test_another_architecture_leaves_the_options_behind():
     assert resolved.config.trial.options == {"dropout": 0.5}
     changed = planner().trial("search", {"architecture": "model1", "options.kernel_size": 5}).config
     assert changed.options == {"kernel_size": 5}
+
+
+def test_pinned_options_hold_for_every_architecture():
+    values = {"space": "published", "trial.options.hidden": [128], "search.variants": ["baseline", "model1"]}
+    trials = plan.Planner(plan.resolve(values), "f").search_trials()
+    assert all(t.config.options["hidden"] == [128] for t in trials)
+
+
+def test_run_directory_does_not_depend_on_spelling():
+    one = plan.resolve({"space": "quick", "trial.epochs": "3", "trial.optimizer.lr": "1e-3"})
+    other = plan.resolve({"space": "quick", "trial.optimizer.lr": "0.001", "trial.epochs": "3"})
+    assert one.run == other.run
+    assert one.pinned == {"epochs": 3, "optimizer.lr": 1e-3}

@@ -2,18 +2,28 @@
 
 import logging
 
+import numpy as np
 import torch
 
 from export import Artifact
 from export.runtimes import Predict, Unavailable
 from export.runtimes.torch_eager import as_predict, network
-from harness.step import cpp_compiler
+from harness.step import compiler
 
 FORMAT = "torch"
 
 
 def load(artifact: Artifact, device: str, threads: int) -> Predict:
-    if device == "cpu" and not cpp_compiler():
-        raise Unavailable("torch.compile needs a C++ compiler on CPU; install g++")
+    if not compiler(device):
+        raise Unavailable("torch.compile needs a C++ compiler on CPU and a C compiler on CUDA; install g++")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of the GPU that is not there
-    return as_predict(torch.compile(network(artifact, device, threads), dynamic=False, fullgraph=True), device)
+    # Past the limit PyTorch would run eager code: an error instead, and room for many batch sizes.
+    torch._dynamo.config.recompile_limit = 64
+    side = artifact.manifest["input_size"]
+    predict = as_predict(torch.compile(network(artifact, device, threads), dynamic=False, fullgraph=True), device)
+    try:
+        predict(np.zeros((2, 3, side, side), np.float32))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise Unavailable(f"torch.compile on {device}: {reason}") from error
+    return predict

@@ -5,6 +5,8 @@ torchvision itself checks MD5 only.
 """
 
 import hashlib
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -41,22 +43,31 @@ def decode(data: Data, progress: Progress) -> Decoded:
 
 
 def _archive(data: Data) -> Path:
+    """The archive's path; where it is not there it is downloaded elsewhere, checked, and moved there whole."""
     folder = data.root or cache_folder() / "cifar10"
     archive = folder / ARCHIVE
     if archive.is_file():
         return archive
+    from filelock import FileLock
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import download_url
 
-    try:
+    cache_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+    with FileLock(cache_folder() / "cifar10.lock"), tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
+        if archive.is_file():  # another process has fetched it meanwhile
+            return archive
+        try:
+            download_url(CIFAR10.url, temporary, ARCHIVE, CIFAR10.tgz_md5)
+        except Exception as error:
+            raise BadInput(
+                f"data.name=cifar10: {ARCHIVE} is neither in {folder} nor to be downloaded ({type(error).__name__}); "
+                "put it there, or use data.name=digits (needs no files), or data.name=images data.root=DIR"
+            ) from error
+        _check(Path(temporary) / ARCHIVE)
         folder.mkdir(parents=True, exist_ok=True)
-        download_url(CIFAR10.url, str(folder), ARCHIVE, CIFAR10.tgz_md5)
-    except Exception as error:
-        archive.unlink(missing_ok=True)
-        raise BadInput(
-            f"data.name=cifar10: {ARCHIVE} is neither in {folder} nor to be downloaded ({type(error).__name__}); put "
-            "it there, or use data.name=digits (no files needed) or data.name=images data.root=DIR (class folders)"
-        ) from error
+        partial = archive.with_suffix(".partial")
+        shutil.move(Path(temporary) / ARCHIVE, partial)  # may be another disk, so not atomic
+        partial.replace(archive)
     return archive
 
 

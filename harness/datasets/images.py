@@ -112,8 +112,8 @@ def _refuse_if_larger_than_memory(root: Path, total: int, side: int) -> None:
         )
 
 
-def read_rgb(path: Path) -> "Image.Image":
-    """A file's image as RGB; BadInput names the file that holds none."""
+def read_rgb(path: Path, key: str = "data.root") -> "Image.Image":
+    """A file's image as RGB; BadInput names the file that holds none, and the key that led to it."""
     from PIL import Image
 
     try:
@@ -123,7 +123,7 @@ def read_rgb(path: Path) -> "Image.Image":
                 return Image.alpha_composite(Image.new("RGBA", image.size, "black"), transparent).convert("RGB")
             return image.convert("RGB")
     except Exception as error:
-        raise BadInput(f"data.root: {path} cannot be read as an image ({error}); mend or remove it") from error
+        raise BadInput(f"{key}: {path} cannot be read as an image ({error}); mend or remove it") from error
 
 
 def _read(paths: list[Path], side: int, resize: bool) -> np.ndarray:
