@@ -54,7 +54,11 @@ def build(
     """
     network = resnet18()
     if weights == "imagenet":
-        network.load_state_dict(ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True))
+        try:
+            state = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"weights=imagenet: cannot be downloaded ({error}); give weights=FILE or none") from error
+        network.load_state_dict(state)
     elif weights != "none":
         load_body(network, Path(weights))
     network.fc = nn.Linear(network.fc.in_features, num_classes)

@@ -183,7 +183,7 @@ def accuracy_by_class(confusion: Sequence[Sequence[int]], classes: Sequence[str]
     figure, axis = plt.subplots(figsize=(WIDTH, 1.0 + 0.28 * len(table)), layout="constrained")
     sns.barplot(table, x="accuracy", y="class", color=sns.color_palette("colorblind")[0], ax=axis)
     for row, value in enumerate(table["accuracy"]):
-        axis.annotate(f"{value:.1f}", (value, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=9)
+        axis.annotate(f"{value:.1f}", (1, row), va="center", fontsize=9, color="white" if value > 8 else "0.2")
     axis.axvline(100 * counts.trace() / counts.sum(), color="0.3", linewidth=1, linestyle="--")
-    axis.set(xlabel="test accuracy, % (dashed: all classes)", ylabel="", xlim=(0, 108))
+    axis.set(xlabel="test accuracy, % (dashed: all classes)", ylabel="", xlim=(0, 100))
     return figure

@@ -102,10 +102,10 @@ class RunDirectory:
         except ValueError as error:
             raise BadInput(f"run={self.path}: run.json is torn ({error}); mend or remove it") from error
 
-    def create(self, configuration: Mapping[str, Any], command: list[str]) -> None:
+    def create(self, configuration: Mapping[str, Any], command: str) -> None:
         """Write run.json for this command; earlier command lines of the run stay in it."""
         earlier = self.configuration() or {}
-        commands = [*earlier.get("commands", []), " ".join(command)]
+        commands = [*earlier.get("commands", []), command]
         checkpoint.write_json(
             self.configuration_file, {**configuration, "commands": commands, "environment": environment()}
         )

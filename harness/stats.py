@@ -82,7 +82,7 @@ def ranking(records: Sequence[Mapping[str, Any]], metric: str = "val_accuracy") 
     for record in confirmed or finished:
         groups.setdefault(json.dumps(record["config"], sort_keys=True), []).append(record)
     sign = -1 if metric == "val_accuracy" else 1
-    rows = [(tuple(group), mean_interval([r["metrics"][metric] for r in group])) for group in groups.values()]
+    rows = [(tuple(group), _seeds_interval([r["metrics"][metric] for r in group])) for group in groups.values()]
     rows.sort(key=lambda row: (sign * row[1].mean, row[0][0]["index"]))
     if not rows:
         return []
@@ -93,6 +93,12 @@ def ranking(records: Sequence[Mapping[str, Any]], metric: str = "val_accuracy") 
         apart = not math.isnan(difference.low) and not difference.low <= 0 <= difference.high
         ranked.append(Ranked(configuration_name(group[0]), group, estimate, position > 0 and not apart))
     return ranked
+
+
+def _seeds_interval(values: Sequence[float]) -> Estimate:
+    """The interval over seeds; two seeds that happen to agree to the last image do not make one of no width."""
+    estimate = mean_interval(values)
+    return Estimate(estimate.mean, math.nan, math.nan, estimate.n) if len(set(values)) == 1 else estimate
 
 
 def configuration_name(record: Mapping[str, Any]) -> str:

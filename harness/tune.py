@@ -12,6 +12,7 @@ Exit codes: 0 all done; 1 a trial or a stage failed; 2 bad input; 130, 143 stopp
 """
 
 import contextlib
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -66,7 +67,7 @@ def main(resolved: plan.Resolved) -> int:
             nodes = stack.enter_context(cluster(config.resources))  # a wrong address is told before anything is written
             Share.of(config.resources, nodes, 1)
         stack.enter_context(run.locked())
-        run.create(run_json(resolved, data), sys.argv)
+        run.create(run_json(resolved, data), shlex.join(["python", "-m", "harness.tune", *sys.argv[1:]]))
         progress.log = run.path / "run.log"
         progress.line(f"run {run.path}")
         for stage in (stage for stage in STAGES if stage in config.stages):

@@ -80,3 +80,9 @@ def test_unfinished_trials_cannot_win():
 def test_loss_is_ranked_upwards():
     ranked = stats.ranking([record(1, 0, 0.9), record(2, 0, 0.8)], "val_loss")
     assert ranked[0].name == "sample 1"
+
+
+def test_two_equal_runs_do_not_make_certainty():
+    ranked = stats.ranking([record(1, 0, 0.8), record(1, 1, 0.8), record(2, 0, 0.7), record(2, 1, 0.75)])
+    assert ranked[0].estimate.mean == 0.8
+    assert math.isnan(ranked[0].estimate.low)
