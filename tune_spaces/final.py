@@ -2,7 +2,7 @@
 
 The base is what was published (Adam 5e-4, batch 64, 10 epochs) plus flips, keeping the weights of the best validation:
 without flips the network overfits from the third epoch on. Expect 0.80 or more on CIFAR-10's test set from the base
-alone (`search.samples=1`), about half an hour a trial on 2 CPU cores.
+alone (`search.samples=1`), about 40 minutes a trial on 2 CPU cores.
 """
 
 from tune_spaces import Choice, LogUniform, Space, Uniform
