@@ -3,7 +3,8 @@
 Published test accuracies on CIFAR-10: baseline 0.7184, model1 0.755 (5x5 kernels 0.748, Adam 0.7446), model2 0.7587,
 final at least 0.80, transfer 0.898. All stop as the report does: when the oldest of the last four validation losses is
 the lowest of them. `final_flip` instead keeps the weights of its best validation over the full 10 epochs. Whole:
-`dry_run=true` estimates ten hours on 2 CPU cores without `transfer`; in part: `search.variants=[baseline,model1] search.seeds=1`.
+`dry_run=true` estimates ten hours on 2 CPU cores without `transfer`; in part:
+`search.variants=[baseline,model1] search.seeds=1`.
 """
 
 from tune_spaces import Space
