@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import results
 from harness.config import Data
 
 TOP = Path(__file__).parent.parent
@@ -47,6 +48,11 @@ def command(*arguments: str, cwd: Path, timeout: float = 300, **environment: str
         timeout=timeout,
         check=False,
     )
+
+
+def records(run: Path) -> list[dict]:
+    """The records of all trials of a run that ended."""
+    return results.RunDirectory(run).trials()
 
 
 SMALL_RUN = [
