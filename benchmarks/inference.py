@@ -169,7 +169,9 @@ def benchmark_exported(run: results.RunDirectory, settings: Benchmark, progress:
     rows, summaries = [], []
     for manifest in manifests:  # one model at a time: ratios compare runtimes, not models
         folder = run.exported_folder(manifest["id"])
-        normalize = Normalizer(Normalization.model_validate(manifest["normalization"]), torch.device("cpu"), False)
+        normalize = Normalizer(
+            Normalization.model_validate(manifest["normalization"]), torch.device("cpu"), "contiguous"
+        )
         images = normalize(torch.from_numpy(data.test.images[chosen])).numpy()
         arms = pick_arms([Artifact(folder, manifest, name) for name in manifest["files"]], settings, threads, progress)
         own = measure(arms, images, settings, threads, progress)

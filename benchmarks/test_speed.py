@@ -18,7 +18,8 @@ from benchmarks import timing
 from export import Artifact
 from harness import checkpoint, datasets, plugins, results
 from harness.config import Augmentation, Data, Optimizer, Trial
-from harness.step import Draws, Plan, Step, to_device
+from harness.execution import Plan
+from harness.step import Draws, Part, make_step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH = 64
@@ -39,7 +40,7 @@ def own_cache(tmp_path_factory):
     patch.undo()
 
 
-def make_step(name: str, **changes):
+def training_step(name: str, **changes):
     """A call that trains network `name` on one batch of 64 images of 32x32, and waits for the device."""
     options = {"resize": 64} if name == "transfer" else {}
     trial = Trial.model_validate(
@@ -47,17 +48,17 @@ def make_step(name: str, **changes):
     )
     torch.manual_seed(0)
     plan = Plan.of(trial, DEVICE)
-    network = to_device(plugins.build_network(trial, 10, 32), DEVICE, plan.channels_last).train()
-    step = Step(network, trial, plan, DEVICE)
+    step = make_step(plugins.build_network(trial, 10, 32).train(), trial, plan, DEVICE)
     images = torch.randint(0, 256, (BATCH, 32, 32, 3), dtype=torch.uint8, device=DEVICE)
-    labels = torch.randint(0, 10, (BATCH,), device=DEVICE)
-    draws = Draws.of(torch.arange(BATCH, device=DEVICE), trial, 0)
-    return lambda: step(images, labels, draws, 0.01).tolist()
+    rows = torch.arange(BATCH, device=DEVICE)
+    part = Part(images, torch.randint(0, 10, (BATCH,), device=DEVICE), rows)
+    draws = Draws.of(rows, trial, 0)
+    return lambda: step(part, draws, 0.01).tolist()
 
 
 @pytest.mark.parametrize("name", plugins.names("architectures"))
 def test_training_step(benchmark, name):
-    call = make_step(name)
+    call = training_step(name)
     benchmark.extra_info["images"] = BATCH
     benchmark.pedantic(call, rounds=5, warmup_rounds=2)
 
@@ -65,8 +66,8 @@ def test_training_step(benchmark, name):
 def test_augmentation_costs_little_of_a_step(benchmark):
     """Flip and crop, in the step on the batch tensor, against the same step without: at most a fifth more."""
     arms = {
-        "plain": make_step("final", precision="float32"),
-        "augmented": make_step("final", precision="float32", augmentation=Augmentation(flip=True, crop_padding=4)),
+        "plain": training_step("final", precision="float32"),
+        "augmented": training_step("final", precision="float32", augmentation=Augmentation(flip=True, crop_padding=4)),
     }
     rounds = benchmark.pedantic(timing.interleave, args=(arms, 6, 0.05, 0), rounds=1)
     fastest = {arm: min(r.seconds / r.calls for r in rounds if r.arm == arm) for arm in arms}

@@ -83,10 +83,19 @@ class Trial(Strict):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="autocast (AMP); auto: bfloat16 where the device computes it natively, else float32"
     )
-    compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
-        "auto", description="torch.compile's mode; auto: default on a GPU, off on CPU"
+    plan: Literal["auto", "rule"] = Field(
+        "auto",
+        description="what compile and memory_format leave to auto; auto: measured once a run, where training is long "
+        "enough to pay for it; rule: torch.compile on a GPU, eager on CPU, channels_last",
     )
-    channels_last: bool = Field(True, description="NHWC memory layout")
+    compile: Literal[
+        "auto", "off", "kernels", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "captured"
+    ] = Field(
+        "auto",
+        description="torch.compile's mode; kernels: activations and poolings alone (CPU); captured: the whole step as "
+        "one CUDA graph",
+    )
+    memory_format: Literal["auto", "channels_last", "contiguous"] = Field("auto", description="NHWC or NCHW in memory")
     validations_per_epoch: int = Field(2, ge=1, description="evenly spaced, the last at the epoch's end")
     early_stop: int | None = Field(
         None, ge=2, description="stop when the oldest of that many last validation losses is the lowest of them"

@@ -64,22 +64,23 @@ def _measure(config: Trial, data: "Dataset") -> tuple[float, float]:
     """(images a second, seconds per image and multiply-add) of real steps on this machine's first device."""
     import torch
 
-    from harness.step import Draws, Plan, Step
+    from harness.execution import Plan
+    from harness.step import Draws, Part, make_step
     from harness.trial import pick_device
 
     device = pick_device("auto")
-    plan = Plan.of(config, device)
-    network = plugins.build_network(config, len(data.classes), data.input_size).to(device)
-    step = Step(network, config, plan, device)
-    draws = Draws.of(torch.arange(config.batch_size, device=device), config, 0)
     side = data.input_size
+    network = plugins.build_network(config, len(data.classes), side)
+    step = make_step(network.train(), config, Plan.of(config, device), device)
+    rows = torch.arange(config.batch_size, device=device)
     images = torch.zeros(config.batch_size, side, side, 3, dtype=torch.uint8, device=device)
-    labels = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
+    part = Part(images, torch.zeros_like(rows), rows)
+    draws = Draws.of(rows, config, 0)
     for _ in range(2):
-        step(images, labels, draws, 0.0).tolist()
+        step(part, draws, 0.0).tolist()
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < MEASURE_SECONDS:
-        step(images, labels, draws, 0.0).tolist()
+        step(part, draws, 0.0).tolist()
         count += 1
     speed = count * config.batch_size / (time.perf_counter() - started)
     return speed, 1 / (speed * _macs(config, data))

@@ -36,7 +36,14 @@ if TYPE_CHECKING:
 
 TRIAL, HISTORY, WEIGHTS, ERROR = "trial.json", "history.csv", "model.safetensors", "error.txt"
 HISTORY_COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
-CODE = ("harness/trial.py", "harness/step.py", "harness/datasets", "architectures")
+CODE = (
+    "harness/trial.py",
+    "harness/step.py",
+    "harness/execution.py",
+    "harness/kernels.py",
+    "harness/datasets",
+    "architectures",
+)
 
 
 def write_trial(folder: Path, record: Mapping[str, Any], history: Iterable[Mapping[str, Any]] | None = None) -> None:
@@ -105,10 +112,14 @@ class RunDirectory:
     def create(self, configuration: Mapping[str, Any], command: str) -> None:
         """Write run.json for this command; earlier command lines of the run stay in it."""
         earlier = self.configuration() or {}
-        commands = [*earlier.get("commands", []), command]
-        checkpoint.write_json(
-            self.configuration_file, {**configuration, "commands": commands, "environment": environment()}
-        )
+        kept = {"commands": [*earlier.get("commands", []), command], "plans": earlier.get("plans", {})}
+        checkpoint.write_json(self.configuration_file, {**configuration, **kept, "environment": environment()})
+
+    def add_plan(self, architecture: str, choice: Mapping[str, Any]) -> None:
+        """Record what was measured for the trials of that architecture, for this command and later ones."""
+        recorded = self.configuration() or {}
+        plans = {**recorded.get("plans", {}), architecture: dict(choice)}
+        checkpoint.write_json(self.configuration_file, {**recorded, "plans": plans})
 
     def trials(self) -> list[dict[str, Any]]:
         """The records of all trials that ended, by id."""

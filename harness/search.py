@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,13 +35,19 @@ with warnings.catch_warnings():
     from ray.tune.search import BasicVariantGenerator
     from ray.tune.search.optuna import OptunaSearch
 
+import psutil
+
 from harness import results
-from harness.config import Resources, Search
+from harness.config import Resources, Search, Trial
 from harness.errors import BadInput
 from harness.journal import Journal
+from harness.ledger import Ledger
 from harness.plan import Planned, Planner
 from harness.progress import Progress
 from tune_spaces import Choice, Integer, LogUniform, Uniform
+
+# A measurement takes about as long as this much training, or less.
+MEASURED_FROM_FLOP = {"cpu": 1e13, "cuda": 1e15}
 
 
 class Worker(tune.Trainable):
@@ -49,17 +56,27 @@ class Worker(tune.Trainable):
     loop: Any = None
 
     def setup(self, config: dict[str, Any]) -> None:
+        # What a process does before its first trial belongs to that one.
+        age = time.time() - psutil.Process().create_time()
+        self.start(config, Ledger("worker start", time.perf_counter() - age))
+
+    def start(self, config: dict[str, Any], ledger: Ledger) -> None:
+        ledger.enter("imports")
         import torch
 
+        from harness import execution
         from harness.trial import Job, training
 
+        execution.prepare_process()
         job = Job.from_json(config["job"])
         assert job.folder is not None
         run = job.folder.parent.parent
         if not (run / "run.json").is_file():
             raise FileNotFoundError(f"run={run}: not visible on node {os.uname().nodename}; give a shared folder")
         torch.set_num_threads(config["threads"])
-        self.loop = training(job)
+        ledger.enter("build")
+        self.ledger = ledger
+        self.loop = training(job, ledger)
 
     def step(self) -> dict[str, Any]:
         try:
@@ -72,7 +89,7 @@ class Worker(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
-        self.setup(new_config)
+        self.start(new_config, Ledger("queue", self.ledger.mark))
         return True
 
     def cleanup(self) -> None:
@@ -176,7 +193,8 @@ def run_planned(
     concurrency = planner.resolved.config.resources.concurrency
     with cluster(planner.resolved.config.resources) as nodes:
         share = Share.of(planner.resolved.config.resources, nodes, of)
-        configs = [_trial_config(planned, planner, run, share) for planned in trials]
+        plans = measured_plans([planned.config for planned in trials], of, run, share, progress)
+        configs = [_trial_config(planned, planner, run, share, plans) for planned in trials]
         space = {"job": tune.grid_search([c["job"] for c in configs]), "threads": share.threads}
         _fit(
             space,
@@ -200,11 +218,13 @@ def run_suggested(indices: Sequence[int], planner: Planner, run: results.RunDire
     known: dict[str, Planned] = {}
     with cluster(planner.resolved.config.resources) as nodes:
         share = Share.of(planner.resolved.config.resources, nodes, search.samples)
+        base = planner.trial("search", {}).config
+        plans = measured_plans([base], search.samples, run, share, progress)
 
         def make(changes: dict[str, Any], index: int) -> dict[str, Any]:
             planned = planner.trial("search", changes, index=index)
             known[planned.id] = planned
-            return _trial_config(planned, planner, run, share)
+            return _trial_config(planned, planner, run, share, plans)
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         searcher = OptunaSamples(
@@ -269,8 +289,94 @@ def _scheduler(search: Search, planner: Planner):
     )
 
 
-def _trial_config(planned: Planned, planner: Planner, run: results.RunDirectory, share: "Share") -> dict[str, Any]:
+def measured_plans(
+    configs: Sequence[Trial], of: int, run: results.RunDirectory, share: "Share", progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """What was measured for each architecture: recorded in the run, or now, where training is long enough.
+
+    One process measures, in the place of a trial, on the first configuration of each architecture; `of` trials share
+    what it finds. Whether it is worth while follows from the work that is planned, so a continued run decides alike.
+    """
+    recorded = run.configuration()
+    assert recorded is not None
+    data, plans = recorded["data"], recorded.get("plans", {})
+    for config in {config.architecture: config for config in reversed(configs)}.values():
+        images = of * config.epochs * data["train"]
+        open_parts = "auto" in (config.compile, config.memory_format)
+        if config.architecture in plans or config.plan == "rule" or not open_parts:
+            continue
+        if images * _training_flop(config, data) < MEASURED_FROM_FLOP[share.device]:
+            continue
+        started = time.monotonic()
+        images /= min(of, share.at_once)
+        choice = _remembered_plan(config, data, share, images)
+        if choice is None:
+            progress.status(f"measuring how {config.architecture} trains fastest on this device")
+            request = {"num_cpus": share.request["cpu"], "num_gpus": share.request["gpu"], "max_calls": 1}
+            arguments = config.model_dump(mode="json"), len(data["classes"]), data["input_size"], share.device
+            try:
+                choice = ray.get(ray.remote(**request)(_measure_plan).remote(*arguments, share.threads, images))
+            except ray.exceptions.RayError as error:
+                choice = {"failed": str(error).strip().splitlines()[-1]}
+        choice["seconds"] = time.monotonic() - started
+        run.add_plan(config.architecture, choice)
+        plans[config.architecture] = choice
+        if "failed" in choice:
+            progress.line(f"plan for {config.architecture}: by rule, measuring failed: {choice['failed']}")
+        else:
+            speeds = ", ".join(f"{name} {speed:,.0f}" for name, speed in choice["images_per_second"].items())
+            progress.line(
+                f"plan for {config.architecture}: {choice['compile']} {choice['memory_format']}; images/s: {speeds}"
+            )
+    return plans
+
+
+def _training_flop(config: Trial, data: dict[str, Any]) -> float:
+    """Of one image: forward, and about twice as much backward; a multiply-add is two."""
+    from architectures._summary import summarize
+    from harness import plugins
+
+    network = plugins.build_network(config, len(data["classes"]), data["input_size"], restoring=True)
+    return 6.0 * summarize(network, data["input_size"]).macs
+
+
+def _remembered_plan(config: Trial, data: dict[str, Any], share: "Share", images: float) -> dict[str, Any] | None:
+    """From this machine's cache; where the device is another node's, only a process there can know."""
+    import torch
+
+    from harness import execution
+
+    if share.device != "cpu":
+        return None
+    device = torch.device(share.device)
+    return execution.remembered(config, len(data["classes"]), data["input_size"], device, images, share.threads)
+
+
+def _measure_plan(
+    config: dict[str, Any], classes: int, side: int, device: str, threads: int, images: float
+) -> dict[str, Any]:
+    """Runs in a worker process."""
+    import torch
+
+    from harness import execution
+    from harness.trial import pick_device
+
+    torch.set_num_threads(threads)
+    execution.prepare_process()
+    return execution.choose(Trial.model_validate(config), classes, side, pick_device(device), images)
+
+
+def _trial_config(
+    planned: Planned,
+    planner: Planner,
+    run: results.RunDirectory,
+    share: "Share",
+    plans: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    from harness.execution import PARTS
     from harness.trial import Job
+
+    plan = plans.get(planned.config.architecture, {})
 
     job = Job(
         config=planned.config,
@@ -280,6 +386,7 @@ def _trial_config(planned: Planned, planner: Planner, run: results.RunDirectory,
         fingerprint=planner.fingerprint,
         read_test=planned.read_test,
         device=share.device,
+        plan={part: plan[part] for part in PARTS if part in plan},
         labels=planned.labels(),
     )
     return {"job": job.to_json(), "threads": share.threads}
@@ -299,8 +406,9 @@ def _distribution(domain):
 class Share:
     """What one trial is given: CPUs (its threads) and GPUs."""
 
-    def __init__(self, cpus: float, gpus: float):
+    def __init__(self, cpus: float, gpus: float, at_once: int):
         self.request = {"cpu": cpus, "gpu": gpus}
+        self.at_once = at_once  # trials that run side by side
         self.threads = max(1, int(cpus))
         self.device = "cuda" if gpus else "cpu"
 
@@ -327,7 +435,8 @@ class Share:
             raise BadInput(
                 f"resources.cpus_per_trial={cpus:g}: no node that fits has more than {most_cpus:g} CPUs; ask for less"
             )
-        return cls(cpus, gpus)
+        by_cpu = sum(int(node.get("CPU", 0) / cpus) for node in fitting)
+        return cls(cpus, gpus, max(1, min(at_once, by_cpu)))
 
 
 @contextlib.contextmanager

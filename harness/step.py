@@ -5,57 +5,18 @@ random draws come in from outside, so that a step has no random state of its own
 """
 
 import math
-import os
-import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from harness import kernels
 from harness.config import Normalization, Schedule, Trial
-from harness.errors import BadInput
+from harness.execution import Plan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a trial's step is executed on this device: what `auto` came to."""
-
-    device: str
-    precision: str
-    compile: str
-    channels_last: bool
-    threads: int
-
-    @classmethod
-    def of(cls, trial: Trial, device: torch.device) -> "Plan":
-        """BadInput where the device cannot do what was asked."""
-        precision, compile_mode = trial.precision, trial.compile
-        if precision == "auto":
-            precision = "bfloat16" if _native_bfloat16(device) else "float32"
-        if precision == "float16" and device.type != "cuda":
-            raise BadInput("trial.precision=float16: needs a CUDA device; use bfloat16 or float32 on CPU")
-        if compile_mode == "auto":
-            compile_mode = "default" if device.type == "cuda" and compiler(device.type) else "off"
-        if compile_mode != "off" and not compiler(device.type):
-            raise BadInput(f"trial.compile={compile_mode}: no C++ compiler on this machine; install g++ or use off")
-        return cls(device.type, precision, compile_mode, trial.channels_last, torch.get_num_threads())
-
-
-def compiler(device: str) -> str | None:
-    """The compiler that torch.compile calls, if there is one: C++ for the CPU, C for Triton's launchers on CUDA."""
-    names = ("CXX", "g++", "clang++") if device == "cpu" else ("CC", "gcc", "clang", "cc")
-    candidates = (os.environ.get(names[0]), *names[1:])
-    return next((found for name in candidates if name and (found := shutil.which(name))), None)
-
-
-def _native_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in all supported ones
-    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
@@ -64,19 +25,19 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 
 
 class Normalizer:
-    """uint8 images [N, H, W, 3] -> normalised float images [N, 3, H, W] (in channels_last memory, unless asked)."""
+    """uint8 images [N, H, W, 3] -> normalised float images [N, 3, H, W] in that memory format."""
 
-    def __init__(self, normalization: Normalization, device: torch.device, channels_last: bool = True):
+    def __init__(self, normalization: Normalization, device: torch.device, memory_format: str = "channels_last"):
         # pixel / 255 - mean) / std as one multiplication and one addition
         scale = [1 / (255 * std) for std in normalization.std]
         shift = [-mean / std for mean, std in zip(normalization.mean, normalization.std, strict=True)]
         self.scale = torch.tensor(scale, device=device)
         self.shift = torch.tensor(shift, device=device)
-        self.channels_last = channels_last
+        self.memory_format = memory_format
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         normalised = torch.addcmul(self.shift, images.float(), self.scale).permute(0, 3, 1, 2)
-        return normalised if self.channels_last else normalised.contiguous()
+        return normalised if self.memory_format == "channels_last" else normalised.contiguous()
 
 
 @dataclass(frozen=True)
@@ -142,7 +103,7 @@ def _cosine(start: float, end: float, fraction: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * fraction)) / 2
 
 
-def make_optimizer(network: nn.Module, trial: Trial) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, trial: Trial, device: torch.device) -> torch.optim.Optimizer:
     """torch.optim's optimiser over what is to be trained, in its fused form (one kernel instead of many)."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     chosen = trial.optimizer
@@ -156,43 +117,130 @@ def make_optimizer(network: nn.Module, trial: Trial) -> torch.optim.Optimizer:
             fused=True,
         )
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[chosen.name]
-    return kind(parameters, lr=chosen.lr, weight_decay=chosen.weight_decay, fused=True)
+    on_device = device.type == "cuda"  # its step count, which a CUDA graph needs
+    return kind(parameters, lr=chosen.lr, weight_decay=chosen.weight_decay, fused=True, capturable=on_device)
 
 
-def to_device(network: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-    """The network on the device in that memory layout; from then on float32 on CUDA means float32, not TF32."""
+def to_device(network: nn.Module, device: torch.device, memory_format: str = "channels_last") -> nn.Module:
+    """The network on the device in that memory format; from then on float32 on CUDA means float32, not TF32."""
     if device.type == "cuda":
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
         torch.backends.cuda.matmul.fp32_precision = "ieee"
-    return network.to(device).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+    return network.to(device).to(memory_format=formats[memory_format])
 
 
-def compiled(network: nn.Module, mode: str):
-    """torch.compile, which falls back to eager after so many recompilations in one process with a mere warning: so
-    what earlier trials compiled is forgotten (the cache on disk remains), and reaching the limit is an error."""
-    torch._dynamo.reset()
+class Dropout(nn.Module):
+    """nn.Dropout whose rate is a tensor: torch.compile would compile anew for each other number."""
+
+    rate: torch.Tensor
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.register_buffer("rate", torch.tensor(rate), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return x
+        kept = torch.rand(x.shape, device=x.device) >= self.rate
+        return x * (kept / (1 - self.rate)).to(x.dtype)
+
+
+COMPILED_NETWORKS = 4  # that a process keeps
+_compiled: dict[Any, tuple[nn.Module, Any]] = {}
+
+
+def prepare(network: nn.Module, plan: Plan, device: torch.device) -> tuple[nn.Module, Any]:
+    """The network as the plan executes it, and what computes its forward pass in training.
+
+    A network that torch.compile has compiled stays in this process: a later one that differs in weights and dropout
+    rates alone is poured into it, and nothing is compiled again. torch.compile falls back to eager after so many
+    recompilations with a mere warning; here that is an error.
+    """
+    if plan.compile in ("off", "kernels"):
+        network = to_device(kernels.fuse(network) if plan.compile == "kernels" else network, device, plan.memory_format)
+        return network, network
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                module._modules[name] = Dropout(child.p)
+    key = (plan, str(device), _structure(network))
+    if key in _compiled:
+        kept, forward = _compiled[key]
+        own = [*kept.parameters(), *kept.buffers()]
+        with torch.no_grad():
+            for old, new in zip(own, [*network.parameters(), *network.buffers()], strict=True):
+                old.copy_(new)
+                old.grad = None
+        return kept, forward
+    if len(_compiled) == COMPILED_NETWORKS:
+        _compiled.clear()
+        torch._dynamo.reset()
+    network = to_device(network, device, plan.memory_format)
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    return torch.compile(network, mode=mode)
+    torch._dynamo.config.recompile_limit = 8 * COMPILED_NETWORKS  # counted per function, which networks share
+    mode = "default" if plan.compile == "captured" else plan.compile
+    _compiled[key] = network, torch.compile(network, mode=mode)
+    return _compiled[key]
+
+
+def _structure(network: nn.Module) -> tuple[Any, ...]:
+    """All that a network's computation may depend on but the values of its tensors; what cannot be compared is its own
+    identity, so that such a network is like no other."""
+    plain = (int, float, str, bool, type(None))
+
+    def comparable(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple(comparable(v) for v in value)
+        return value if isinstance(value, plain) else f"{type(value)} {id(value)}"
+
+    hidden = set(vars(nn.Module())) - {"training"}
+    modules = [
+        (name, type(m), tuple(sorted((k, comparable(v)) for k, v in vars(m).items() if k not in hidden)))
+        for name, m in network.named_modules()
+    ]
+    tensors = [
+        (name, tuple(t.shape), t.dtype, t.requires_grad)
+        for name, t in [*network.named_parameters(), *network.named_buffers()]
+    ]
+    return tuple(modules), tuple(tensors)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Labels [M] and images uint8 [M, H, W, 3], of which `rows` are meant; too many images stay off the device."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    rows: torch.Tensor
+
+    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels of these rows, on the device of `rows`."""
+        return self.images[rows.to(self.images.device)].to(rows.device), self.labels[rows]
 
 
 class Step:
-    """`step(images, labels, draws, rate)` trains `network` on one batch and returns sums that stay on the device."""
+    """`step(part, draws, rate)` trains `network` on one batch of the part and returns sums that stay on the device."""
 
-    def __init__(self, network: nn.Module, trial: Trial, plan: Plan, device: torch.device):
+    def __init__(self, network: nn.Module, forward: Any, trial: Trial, plan: Plan, device: torch.device):
+        self.network, self.forward = network, forward
         self.trial, self.plan, self.device = trial, plan, device
-        self.network = network
-        self.normalize = Normalizer(trial.normalization, device, plan.channels_last)
-        self.optimizer = make_optimizer(network, trial)
+        self.normalize = Normalizer(trial.normalization, device, plan.memory_format)
+        self.optimizer = make_optimizer(network, trial, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "float16")
         self.loss = nn.CrossEntropyLoss(label_smoothing=trial.label_smoothing)
-        # Only the network is compiled: with autocast inside, PyTorch would not cache the compiled graph.
-        self.forward = network if plan.compile == "off" else compiled(network, plan.compile)
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, draws: Draws, rate: float) -> torch.Tensor:
-        """`images` uint8 [B, H, W, 3], `labels` [B] -> [loss * B, correct] float32, not yet synchronised."""
+    def __call__(self, part: Part, draws: Draws, rate: float) -> torch.Tensor:
+        """The batch that `draws` names -> [loss * B, correct] float32, not yet synchronised."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        return self.compute(part, draws)
+
+    def compute(self, part: Part, draws: Draws) -> torch.Tensor:
+        """All of the step but its learning rate."""
+        images, labels = part.batch(draws.rows)
         inputs = self.normalize(augment(images, draws, self.trial.augmentation.crop_padding))
+        # Autocast stays outside what is compiled: inside, PyTorch would not cache the compiled graph.
         with autocast(self.plan.precision, self.device):
             logits = self.forward(inputs)
         loss = self.loss(logits.float(), labels)
@@ -205,3 +253,64 @@ class Step:
         self.scaler.update()
         correct = (logits.detach().argmax(1) == labels).sum()
         return torch.stack((loss.detach() * len(labels), correct.float()))
+
+
+class CapturedStep(Step):
+    """The same step as one CUDA graph: gather, augmentation, forward, backward and update are one launch.
+
+    Learning rate and draws are copied into fixed tensors; random numbers of dropout go on from replay to replay. The
+    images must be on the device.
+    """
+
+    WARM_UP = 3  # steps before a capture: libraries allocate and choose algorithms, optimisers make their state
+
+    def __init__(self, network: nn.Module, forward: Any, trial: Trial, plan: Plan, device: torch.device):
+        super().__init__(network, forward, trial, plan, device)
+        self.rate = torch.zeros((), device=device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, part: Part, draws: Draws, rate: float) -> torch.Tensor:
+        if self.graph is None:
+            self._capture(part, draws)
+        assert self.graph is not None
+        for fixed, new in zip(vars(self.draws).values(), vars(draws).values(), strict=True):
+            if fixed is not None:
+                fixed.copy_(new)
+        self.rate.fill_(rate)
+        self.graph.replay()
+        return self.sums
+
+    def _capture(self, part: Part, draws: Draws) -> None:
+        if part.images.device.type != "cuda":
+            raise ValueError("trial.compile=captured: the images do not fit on the GPU; use trial.compile=default")
+        flips, shifts = (None if t is None else t.clone() for t in (draws.flips, draws.shifts))
+        self.draws = Draws(draws.rows.clone(), flips, shifts)
+        tensors = [*self.network.parameters(), *self.network.buffers()]
+        before = [t.detach().clone() for t in tensors]
+        random_state = torch.cuda.get_rng_state(self.device)
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            for _ in range(self.WARM_UP):
+                self.compute(part, self.draws)
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.sums = self.compute(part, self.draws)
+        # As if nothing had run: a zero momentum and a missing one are the same to these optimisers.
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+            for state in self.optimizer.state.values():
+                for value in state.values():
+                    if isinstance(value, torch.Tensor):
+                        value.zero_()
+        torch.cuda.set_rng_state(random_state, self.device)
+
+
+def make_step(network: nn.Module, trial: Trial, plan: Plan, device: torch.device) -> Step:
+    """The step that the plan means, for a network as its architecture built it."""
+    kind = CapturedStep if plan.compile == "captured" else Step
+    return kind(*prepare(network, plan, device), trial, plan, device)

@@ -9,7 +9,6 @@ between rows; `train` runs it to its end. On CPU the same job gives the same bit
 
 import hashlib
 import math
-import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,9 +21,11 @@ import torch
 from torch import nn
 
 from architectures._summary import summarize
-from harness import checkpoint, datasets, plugins, results
+from harness import checkpoint, datasets, execution, plugins, results
 from harness.config import Data, Normalization, Trial
-from harness.step import Draws, Normalizer, Plan, Step, autocast, learning_rate_factor, to_device
+from harness.execution import Plan
+from harness.ledger import Ledger
+from harness.step import Draws, Normalizer, Part, autocast, learning_rate_factor, make_step, to_device
 
 EVALUATION_BATCH = 500
 
@@ -35,7 +36,7 @@ class Job:
 
     `folder`: where trial.json, history.csv and model.safetensors go; None keeps everything in memory.
     `fingerprint`: of the images that are meant; others are an error. `read_test`: evaluate the kept weights on the
-    test images at the end.
+    test images at the end. `plan`: what was measured for the parts of the plan that the configuration leaves open.
     """
 
     config: Trial
@@ -45,6 +46,7 @@ class Job:
     fingerprint: str | None = None
     read_test: bool = False
     device: str = "auto"
+    plan: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -68,19 +70,6 @@ class Job:
         )
 
 
-@dataclass(frozen=True)
-class Part:
-    """Labels [M] and images uint8 [M, H, W, 3], of which `rows` are meant; too many images stay off the device."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    rows: torch.Tensor
-
-    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and labels of these rows, on the device of `rows`."""
-        return self.images[rows.to(self.images.device)].to(rows.device), self.labels[rows]
-
-
 class Diverged(ArithmeticError):
     """The loss is no number any more."""
 
@@ -101,13 +90,14 @@ Row = dict[str, Any]
 Record = dict[str, Any]
 
 
-def training(job: Job) -> Generator[tuple[Row, Record], None, Record]:
+def training(job: Job, ledger: Ledger | None = None) -> Generator[tuple[Row, Record], None, Record]:
     """Yields at each validation the row of the history and the record as far as it is; returns the final record.
 
-    A failure is a record too: status `failed`, `oom` or `diverged`, the traceback in error.txt. Only what the driver
-    of the loop raises into it passes through.
+    `ledger`: holds the time that the trial took before, to start its process for instance. A failure is a record too:
+    status `failed`, `oom` or `diverged`, the traceback in error.txt. Only what the driver of the loop raises into it
+    passes through.
     """
-    started = time.perf_counter()
+    ledger = ledger or Ledger()
     history: list[Row] = []
     record: Record = {
         **job.labels,
@@ -119,9 +109,11 @@ def training(job: Job) -> Generator[tuple[Row, Record], None, Record]:
         "environment": {},
     }
     try:
-        for row in _train(job, record, history):
-            record["timing"]["wall_seconds"] = time.perf_counter() - started
+        for row in _train(job, record, history, ledger):
+            ledger.enter("idle")
+            record["timing"] |= ledger.timing()
             yield row, record
+            ledger.enter("train")
     except Diverged as error:
         record["status"], record["error"] = "diverged", str(error)
     except Exception as error:
@@ -129,20 +121,25 @@ def training(job: Job) -> Generator[tuple[Row, Record], None, Record]:
         record["status"], record["error"] = "oom" if oom else "failed", _last_line(error)
         if job.folder is not None:
             checkpoint.write_atomically(job.folder / results.ERROR, traceback.format_exc())
-    record["timing"]["wall_seconds"] = time.perf_counter() - started
+    ledger.enter("checkpoint")
     if job.folder is not None:
-        results.write_trial(job.folder, record, history)
+        results.write_history(job.folder, history)
+    record["timing"] |= ledger.timing()
+    if job.folder is not None:
+        results.write_trial(job.folder, record)
     return record
 
 
-def _train(job: Job, record: Record, history: list[Row]) -> Iterator[Row]:
+def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iterator[Row]:
     config = job.config
     device = pick_device(job.device)
-    plan = Plan.of(config, device)
+    plan = Plan.of(config, device, job.plan)
     record["environment"] = {**vars(plan), **results.environment(), "code": results.code_digest(config.architecture)}
     if device.type == "cuda":
         record["environment"]["gpu"] = torch.cuda.get_device_name(device)
+    ledger.enter("data")
     data, parts = device_data(job.data.model_dump_json(), str(device))
+    ledger.enter("build")
     if job.fingerprint not in (None, data.fingerprint):
         raise ValueError(f"the images here have fingerprint {data.fingerprint}, those of the run {job.fingerprint}")
     training_part, validation_part = parts["train"], parts["validation"]
@@ -151,9 +148,9 @@ def _train(job: Job, record: Record, history: list[Row]) -> Iterator[Row]:
     torch.manual_seed(derive(job.seed, "initial weights"))
     network = plugins.build_network(config, len(data.classes), data.input_size)
     summary = summarize(network, data.input_size)
-    network = to_device(network, device, plan.channels_last)
-    step = Step(network, config, plan, device)
-    evaluate_now = Evaluation(network, config.normalization, device, plan.channels_last)
+    step = make_step(network, config, plan, device)
+    network = step.network
+    evaluate_now = Evaluation(network, config.normalization, device, plan.memory_format)
 
     steps_per_epoch = len(training_part.rows) // config.batch_size
     if steps_per_epoch == 0:
@@ -165,33 +162,38 @@ def _train(job: Job, record: Record, history: list[Row]) -> Iterator[Row]:
     validate_at = {round((i + 1) * steps_per_epoch / validations) for i in range(validations)}
     best: dict[str, Any] | None = None
     best_state: dict[str, torch.Tensor] = {}
-    train_seconds = validate_seconds = 0.0
     images_trained = 0
     stopped_early = False
 
     for epoch in range(config.epochs):
+        ledger.enter("train")
         draws = Draws.of(training_part.rows, config, derive(job.seed, "batches", epoch))
         torch.manual_seed(derive(job.seed, "dropout", epoch))
         network.train()
         sums = torch.zeros(2, device=device)
         seen = 0
-        mark = time.perf_counter()
         for number in range(steps_per_epoch):
             batch = draws.batch(number, config.batch_size)
             done = epoch * steps_per_epoch + number
             rate = config.optimizer.lr * learning_rate_factor(config.schedule, done, total_steps, steps_per_epoch)
-            sums += step(*training_part.batch(batch.rows), batch, rate)
+            if done == 0 and plan.compile != "off":
+                ledger.enter("compile")
+                shape = execution.shape_key(config, len(data.classes), data.input_size, device, plan.threads)
+                with execution.compiling(plan, shape):
+                    sums += step(training_part, batch, rate)
+                ledger.enter("train")
+            else:
+                sums += step(training_part, batch, rate)
             seen += config.batch_size
             if number + 1 not in validate_at:
                 continue
 
             train_loss, train_accuracy = (sums / seen).tolist()  # waits for the device
-            now = time.perf_counter()
-            train_seconds += now - mark
+            ledger.enter("validate")
             images_trained += seen
             val_loss, val_accuracy = evaluate_now(validation_part, plan.precision)
-            mark = time.perf_counter()
-            validate_seconds += mark - now
+            ledger.enter("checkpoint")
+            spent = {kind: ledger.seconds.get(kind, 0.0) for kind in ("compile", "train", "validate")}
             row = {
                 "epoch": epoch + (number + 1) / steps_per_epoch,
                 "step": done + 1,
@@ -199,7 +201,7 @@ def _train(job: Job, record: Record, history: list[Row]) -> Iterator[Row]:
                 "train_accuracy": train_accuracy,
                 "val_loss": val_loss,
                 "val_accuracy": val_accuracy,
-                "seconds": train_seconds + validate_seconds,
+                "seconds": sum(spent.values()),
             }
             history.append(row)
             if job.folder is not None:
@@ -214,10 +216,12 @@ def _train(job: Job, record: Record, history: list[Row]) -> Iterator[Row]:
                 "parameters": summary.parameters,
                 "macs": summary.macs,
             }
+            # The first step's images count only where it belongs to training's time.
+            timed = images_trained - (config.batch_size if spent["compile"] else 0)
             record["timing"] = {
-                "train_seconds": train_seconds,
-                "validate_seconds": validate_seconds,
-                "images_per_second": images_trained / train_seconds,
+                "train_seconds": spent["train"],
+                "validate_seconds": spent["validate"],
+                "images_per_second": timed / spent["train"] if timed else 0.0,
             }
             stopped_early = config.early_stop is not None and oldest_is_lowest(history, config.early_stop)
             if stopped_early or done + 1 == total_steps:
@@ -226,14 +230,16 @@ def _train(job: Job, record: Record, history: list[Row]) -> Iterator[Row]:
             sums.zero_()
             seen = 0
             network.train()
-            mark = time.perf_counter()
         if stopped_early:
             break
 
-    network.load_state_dict(best_state)
     record["kept_epoch"] = best["epoch"] if best else None
     if job.read_test:
-        test_loss, test_accuracy = evaluate_now(parts["test"], "float32")
+        ledger.enter("validate")
+        plain = plugins.build_network(config, len(data.classes), data.input_size, restoring=True)
+        plain.load_state_dict(best_state)
+        test_loss, test_accuracy = _read_test(plain, config, device, parts["test"])
+        ledger.enter("checkpoint")
         record["metrics"] |= {"test_accuracy": test_accuracy, "test_loss": test_loss}
     if job.folder is not None:
         record["weights_sha256"] = checkpoint.save_weights(job.folder / results.WEIGHTS, best_state)
@@ -248,16 +254,16 @@ def oldest_is_lowest(history: list[dict[str, Any]], count: int) -> bool:
 class Evaluation:
     """Loss and accuracy of a network over the images of a part, dropout off; the same batches every time."""
 
-    def __init__(self, network: nn.Module, normalization: Normalization, device: torch.device, channels_last: bool):
+    def __init__(self, network: nn.Module, normalization: Normalization, device: torch.device, memory_format: str):
         self.network, self.device = network, device
-        self.normalize = Normalizer(normalization, device, channels_last)
+        self.normalize = Normalizer(normalization, device, memory_format)
 
     def logits(self, part: Part, precision: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(logits float32 [B, classes], labels [B]) batch after batch."""
         self.network.eval()
         for rows in part.rows.split(EVALUATION_BATCH):
             images, labels = part.batch(rows)
-            with torch.inference_mode(), autocast(precision, self.device):
+            with torch.no_grad(), autocast(precision, self.device):
                 logits = self.network(self.normalize(images)).float()
             yield logits, labels
 
@@ -285,12 +291,15 @@ def read_test(folder: Path, record: dict[str, Any], data: Data, device: str = "a
     dataset, parts = device_data(data.model_dump_json(), str(target))
     config = Trial.model_validate(record["config"])
     network = restore(folder, record, len(dataset.classes), dataset.input_size)
-    network = to_device(network, target, config.channels_last)
-    evaluate = Evaluation(network, config.normalization, target, config.channels_last)
-    test_loss, test_accuracy = evaluate(parts["test"], "float32")
+    test_loss, test_accuracy = _read_test(network, config, target, parts["test"])
     record = {**record, "metrics": {**record["metrics"], "test_accuracy": test_accuracy, "test_loss": test_loss}}
     results.write_trial(folder, record)
     return record
+
+
+def _read_test(network: nn.Module, config: Trial, device: torch.device, part: Part) -> tuple[float, float]:
+    """(loss, accuracy) of the network as it was built, eager and in float32, whatever plan trained it."""
+    return Evaluation(to_device(network, device), config.normalization, device, "channels_last")(part, "float32")
 
 
 def pick_device(name: str) -> torch.device:

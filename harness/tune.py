@@ -223,7 +223,7 @@ def check_networks(resolved: plan.Resolved, planner: "Planner", data: "Dataset")
     import torch
 
     from harness import plugins
-    from harness.step import Plan
+    from harness.execution import Plan
 
     space = resolved.space
     changes = [space.variants[name] for name in resolved.variants] or [planner.sample(i) for i in range(5)]

@@ -6,21 +6,22 @@ from torch import nn
 
 from harness.config import Augmentation, Normalization, Optimizer, Schedule, Trial
 from harness.errors import BadInput
-from harness.step import Draws, Normalizer, Plan, Step, augment, learning_rate_factor
+from harness.execution import Plan
+from harness.step import Draws, Normalizer, Part, augment, learning_rate_factor, make_step
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_normalizer(channels_last):
+@pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])
+def test_normalizer(memory_format):
     images = torch.randint(0, 256, (4, 5, 6, 3), dtype=torch.uint8)
     normalization = Normalization(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
-    found = Normalizer(normalization, CPU, channels_last)(images)
+    found = Normalizer(normalization, CPU, memory_format)(images)
     mean, std = (torch.tensor(v)[:, None, None] for v in (normalization.mean, normalization.std))
     expected = (images.permute(0, 3, 1, 2).double() / 255 - mean) / std
     assert torch.allclose(found.double(), expected, atol=1e-5)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    assert found.is_contiguous(memory_format=layout)
+    formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+    assert found.is_contiguous(memory_format=formats[memory_format])
 
 
 def test_augment_flips_and_crops_each_image_on_its_own():
@@ -94,7 +95,7 @@ def test_step_is_plain_pytorch(optimizer):
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
     twin = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
     twin.load_state_dict(network.state_dict())
-    step = Step(network, trial, Plan.of(trial, CPU), CPU)
+    step = make_step(network, trial, Plan.of(trial, CPU), CPU)
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer.name]
     options = {"momentum": 0.9, "nesterov": True} if optimizer.name == "sgd" else {}
     reference = kind(twin.parameters(), lr=0.1, weight_decay=0.01, **options)
@@ -102,7 +103,8 @@ def test_step_is_plain_pytorch(optimizer):
         images = torch.randint(0, 256, (8, 4, 4, 3), dtype=torch.uint8)
         labels = torch.randint(0, 3, (8,))
         rate = 0.1 / (number + 1)
-        sums = step(images, labels, Draws(torch.arange(8), None, None), rate)
+        rows = torch.arange(8)
+        sums = step(Part(images, labels, rows), Draws(rows, None, None), rate)
         inputs = (images.permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
         logits = twin(inputs)
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)

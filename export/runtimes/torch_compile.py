@@ -8,7 +8,7 @@ import torch
 from export import Artifact
 from export.runtimes import Predict, Unavailable
 from export.runtimes.torch_eager import as_predict, network
-from harness.step import compiler
+from harness.execution import compiler
 
 FORMAT = "torch"
 

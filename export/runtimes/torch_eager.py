@@ -23,7 +23,7 @@ def network(artifact: Artifact, device: str, threads: int) -> nn.Module:
     torch.set_num_threads(threads)
     manifest = artifact.manifest
     found = restore(artifact.folder, manifest, len(manifest["classes"]), manifest["input_size"])
-    return to_device(found, torch.device(device), channels_last=True)
+    return to_device(found, torch.device(device))
 
 
 def as_predict(module, device: str) -> Predict:

@@ -73,7 +73,9 @@ def identity(data: Data) -> str:
 def load(data: Data, progress: Progress | None = None) -> Dataset:
     """The data set that `data` names, from the cache or decoded into it."""
     decode = plugins.load("harness.datasets", data.name, "decode")
-    folder = cache_folder() / hashlib.sha256(f"{data.name} {data.size} {identity(data)}".encode()).hexdigest()[:16]
+    folder = (
+        cache_folder("datasets") / hashlib.sha256(f"{data.name} {data.size} {identity(data)}".encode()).hexdigest()[:16]
+    )
     if not folder.is_dir():
         from filelock import FileLock
 
@@ -86,8 +88,9 @@ def load(data: Data, progress: Progress | None = None) -> Dataset:
     return _split(data, meta, arrays)
 
 
-def cache_folder() -> Path:
-    return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "harness") / "datasets"
+def cache_folder(kind: str) -> Path:
+    """Where `kind` (datasets, compiled, plans) is kept for later runs of this user."""
+    return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "harness") / kind
 
 
 def _store(decoded: Decoded, folder: Path) -> None:

@@ -21,7 +21,7 @@ SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 
 def identity(data: Data) -> str:
     """The archive's digest: it is the same wherever it lies. Fetches the archive if it is not there."""
-    cached = cache_folder() / f"cifar10-{SHA256[:16]}.checked"
+    cached = cache_folder("datasets") / f"cifar10-{SHA256[:16]}.checked"
     if not cached.exists():  # the check takes a second; once a machine is enough, decode() checks what it reads
         _check(_archive(data))
         cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -44,7 +44,7 @@ def decode(data: Data, progress: Progress) -> Decoded:
 
 def _archive(data: Data) -> Path:
     """The archive's path; where it is not there it is downloaded elsewhere, checked, and moved there whole."""
-    folder = data.root or cache_folder() / "cifar10"
+    folder = data.root or cache_folder("datasets") / "cifar10"
     archive = folder / ARCHIVE
     if archive.is_file():
         return archive
@@ -52,8 +52,11 @@ def _archive(data: Data) -> Path:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import download_url
 
-    cache_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-    with FileLock(cache_folder() / "cifar10.lock"), tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
+    cache_folder("datasets").mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (
+        FileLock(cache_folder("datasets") / "cifar10.lock"),
+        tempfile.TemporaryDirectory(dir=cache_folder("datasets")) as temporary,
+    ):
         if archive.is_file():  # another process has fetched it meanwhile
             return archive
         try:
