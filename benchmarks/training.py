@@ -3,7 +3,8 @@
 Arms take turns in one sitting, each a whole command in a fresh process, the clock around all of it: start-up, data,
 compilation, training, validation, files. `plain`: a PyTorch loop with DataLoader; `ray_tutorial`: the same inside Ray
 Tune as PyTorch's tutorial has it; `harness`: python -m harness.tune. All train the same network on the same images with
-the same batch size, epochs, SGD and validations, no early stop. Every command counts, the first too.
+the same batch size, epochs, SGD and validations, no early stop. Every command counts, the first too. `harness_N`: N
+trials share the device, its cores or its one GPU.
 
     python -m benchmarks.training architecture=baseline data.name=images data.root=DIR out=RESULTS
 """
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from harness.progress import Progress
 
 TOP = Path(__file__).parent.parent
-Arm = Literal["plain", "ray_tutorial", "harness"]
+Arm = Literal["plain", "ray_tutorial", "harness", "harness_1", "harness_2", "harness_4", "harness_8"]
 
 
 class Training(Strict):
@@ -43,6 +44,9 @@ class Training(Strict):
     batch_size: int = Field(64, ge=1, description="images a step")
     lr: float = Field(5e-2, gt=0, description="of SGD")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the harness's arm")
+    compile: Literal["auto", "off", "kernels", "default", "captured"] = Field(
+        "auto", description="of the harness's arm: trial.compile"
+    )
     loader_workers: int = Field(2, ge=0, description="of the plain arm's DataLoader")
     data: Data = Data()
     out: Path = Field(Path("training-benchmark"), description="folder for rounds.csv, summary.csv, settings.json")
@@ -86,7 +90,8 @@ class Watch(threading.Thread):
 def run_arm(arm: str, request: Request, log: Path) -> dict[str, Any]:
     """One command of an arm, from its start to its end; the row for rounds.csv."""
     folder = Path(tempfile.mkdtemp(prefix="training-"))
-    if arm == "harness":
+    ours = arm.startswith("harness")
+    if ours:
         own = results.flatten(request.trial.model_dump(mode="json", exclude_defaults=True), keep_lists=True)
         rates = f"{{'optimizer.lr': Choice([{request.trial.optimizer.lr}])}}"  # so that samples differ by seed alone
         (folder / "space.py").write_text(
@@ -95,7 +100,7 @@ def run_arm(arm: str, request: Request, log: Path) -> dict[str, Any]:
         data = results.flatten(request.data.model_dump(mode="json", exclude_none=True), "data.")
         command = ["-m", "harness.tune", f"space={folder / 'space.py'}", f"run={folder / 'run'}", "stages=[search]"]
         command += [f"search.samples={len(request.seeds)}", f"search.seed={request.seeds[0]}"]
-        command += [f"{name}={value}" for name, value in data.items()]
+        command += [f"{name}={value}" for name, value in data.items()] + share(arm)
     else:
         command = ["-m", f"benchmarks.arms.{arm}", request.model_dump_json()]
     started, first, trials = time.perf_counter(), 0.0, []
@@ -105,7 +110,7 @@ def run_arm(arm: str, request: Request, log: Path) -> dict[str, Any]:
         )
         watch = Watch(process.pid)
         watch.start()
-        if arm == "harness":
+        if ours:
             histories = folder / "run" / "trials"
             while process.poll() is None and not first:
                 if any(histories.glob("*/history.csv")):
@@ -114,14 +119,14 @@ def run_arm(arm: str, request: Request, log: Path) -> dict[str, Any]:
         assert process.stdout is not None
         for line in process.stdout:
             errors.write(line)
-            if arm != "harness" and line.startswith("{"):
+            if not ours and line.startswith("{"):
                 first = first or time.perf_counter() - started
                 trials += [json.loads(line)["trial"]] if "trial" in line else []
         code = process.wait()
     seconds = time.perf_counter() - started
     watch.done.set()
     plans: dict[str, Any] = {}
-    if arm == "harness" and code == 0:
+    if ours and code == 0:
         run = results.RunDirectory(folder / "run")
         plans = (run.configuration() or {})["plans"]
         for record in run.trials():
@@ -133,7 +138,7 @@ def run_arm(arm: str, request: Request, log: Path) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     if code != 0 or len(trials) != len(request.seeds):
         raise RuntimeError(f"arm {arm} ended with exit code {code} and {len(trials)} trials; see {log}")
-    at_once = _at_once(arm, trials, seconds)
+    at_once = trials_at_once(arm, trials)
     return {
         "arm": arm,
         "seconds": seconds,
@@ -150,10 +155,24 @@ def run_arm(arm: str, request: Request, log: Path) -> dict[str, Any]:
     }
 
 
-def _at_once(arm: str, trials: list[dict[str, Any]], seconds: float) -> int:
+def share(arm: str) -> list[str]:
+    """Keys that give a trial of `harness_N` its part of the device."""
+    import torch
+
+    if "_" not in arm:
+        return []
+    count = int(arm.split("_")[1])
+    if torch.cuda.is_available():
+        return [f"resources.gpus_per_trial={1 / count}"]
+    return [f"resources.cpus_per_trial={max(1, results.environment()['cores'] // count)}"]
+
+
+def trials_at_once(arm: str, trials: list[dict[str, Any]]) -> int:
     """How many trials trained side by side: those of the peers one after another."""
-    if arm != "harness" or trials[0]["device"] != "cpu":
+    if not arm.startswith("harness"):
         return 1
+    if trials[0]["device"] == "cuda":
+        return int(arm.split("_")[1]) if "_" in arm else 1
     return max(1, min(len(trials), trials[0]["cores"] // trials[0]["threads"]))
 
 
@@ -230,7 +249,7 @@ def main(config: Training) -> int:
         data = datasets.load(config.data, progress.counter("decoding images"))
         trial = Trial.model_validate(
             {"architecture": config.architecture, "epochs": config.epochs, "batch_size": config.batch_size}
-            | {"precision": config.precision, "optimizer": {"name": "sgd", "lr": config.lr}}
+            | {"precision": config.precision, "compile": config.compile, "optimizer": {"name": "sgd", "lr": config.lr}}
         )
         macs = count(plugins.build_network(trial, len(data.classes), data.input_size), data.input_size)
         steps = len(data.train) // config.batch_size

@@ -54,6 +54,33 @@ def _limit_loss(axis, losses: pd.Series) -> None:
         axis.set_ylim(top=2 * finite.quantile(0.9))
 
 
+def ledger(table: pd.DataFrame) -> Figure:
+    """Where the time went. `table`: columns trial, kind, seconds; many trials become one bar of their means."""
+    trials = table["trial"].nunique()
+    if trials > 2 * MOST_LINES:
+        table = table.groupby("kind", sort=False, as_index=False)["seconds"].sum()
+        table = table.assign(trial=f"mean of {trials}", seconds=table["seconds"] / trials)
+        trials = 1
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.6 + 0.26 * trials), layout="constrained")
+    kinds = list(dict.fromkeys(table["kind"]))
+    sns.histplot(
+        table,
+        y="trial",
+        weights="seconds",
+        hue="kind",
+        hue_order=kinds[::-1],  # seaborn stacks from the last
+        multiple="stack",
+        discrete=True,
+        shrink=0.75,
+        palette=sns.color_palette("colorblind", len(kinds))[::-1],
+        alpha=1,
+        ax=axis,
+    )
+    axis.set(xlabel="seconds", ylabel="")
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1.02, 1), title=None, frameon=False, reverse=True)
+    return figure
+
+
 def effects(table: pd.DataFrame, reference: str) -> Figure:
     """`table`: columns variant, mean, low, high (differences of accuracy in [0, 1], 95 %); shown in points."""
     figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.38 * len(table)), layout="constrained")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import cli, results, stats
 from harness.config import ReportConfig
+from harness.ledger import KINDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,6 +96,17 @@ def _figures(run, recorded, records, effects, manifests, summary, rounds):
             "Validation accuracy and loss of each trial of the search.",
             figures.validation_curves(histories),
         )
+    booked = [
+        {"trial": r["id"], "kind": kind, "seconds": r["timing"].get("ledger", {}).get(kind, 0.0)}
+        for kind in KINDS
+        for r in records
+        if any(kind in other["timing"].get("ledger", {}) for other in records)
+    ]
+    if booked:
+        caption = "Where the time of each trial went: " + "; ".join(
+            f"{kind}: {meaning}" for kind, meaning in KINDS.items() if any(row["kind"] == kind for row in booked)
+        )
+        yield "ledger", f"{caption}.", figures.ledger(pd.DataFrame(booked))
     if effects is not None:
         reference = next(iter(recorded["variants"]))
         caption = f"What each variant changes, against {reference}, paired by seed where seeds are shared."

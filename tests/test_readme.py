@@ -10,7 +10,10 @@ from conftest import TOP, command
 README = (TOP / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.startswith("python -m ")]
-KNOWN = {"harness.tune", "harness.report", "export", "export.predict", "benchmarks", "architectures", "pytest"}
+KNOWN = {
+    *("harness.tune", "harness.report", "export", "export.predict", "architectures", "pytest"),
+    *("benchmarks", "benchmarks.training"),
+}
 
 
 def test_there_are_commands():
@@ -46,6 +49,8 @@ def test_command(line, images, small_run, tmp_path):
         words.append("dry_run=true")
     if "benchmarks" in words:
         words += ["benchmark.batch_sizes=[1]", "benchmark.rounds=3", "benchmark.runtimes=[onnxruntime]"]
+    if "benchmarks.training" in words:
+        words += ["arms=[plain]", "rounds=2", "trials=1", "epochs=1"]
     if any(w.endswith("net.py") or w.endswith("space.py") for w in words):
         (tmp_path / "net.py").write_text((TOP / "architectures" / "baseline.py").read_text())
         (tmp_path / "space.py").write_text((TOP / "tune_spaces" / "quick.py").read_text())

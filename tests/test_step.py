@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from harness.config import Augmentation, Normalization, Optimizer, Schedule, Trial
-from harness.errors import BadInput
 from harness.execution import Plan
 from harness.step import Draws, Normalizer, Part, augment, learning_rate_factor, make_step
 
@@ -117,12 +116,3 @@ def test_step_is_plain_pytorch(optimizer):
         assert sums[1].item() == (logits.argmax(1) == labels).sum()
     for own, other in zip(network.parameters(), twin.parameters(), strict=True):
         assert torch.allclose(own, other, atol=1e-6)
-
-
-def test_what_the_device_cannot_do_is_refused(monkeypatch):
-    with pytest.raises(BadInput, match=r"trial\.precision=float16: needs a CUDA device"):
-        Plan.of(Trial(precision="float16"), CPU)
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(BadInput, match=r"trial\.compile=default: no C\+\+ compiler"):
-        Plan.of(Trial(compile="default"), CPU)
-    assert Plan.of(Trial(), CPU).compile == "off"

@@ -1,0 +1,117 @@
+"""python -m benchmarks.plans [key=value ...]: is the plan of trial.plan=auto the fastest, and what did asking cost?
+
+For each architecture, in a fresh process with an empty cache of its own: first the harness's own choice, timed whole,
+compilation included; then every candidate again, in turn and at length. Nothing else should run meanwhile.
+
+    python -m benchmarks.plans precision=float32 out=RESULTS/plans.csv
+"""
+
+import os
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from harness import cli, plugins, results
+from harness.config import Strict, Trial
+
+COLUMNS = (
+    *("architecture", "device", "precision", "threads", "plan", "images_per_second", "rounds", "chosen"),
+    *("of_the_best", "planned_seconds", "choosing_seconds", "left_out"),
+)
+
+
+class Plans(Strict):
+    architectures: list[str] = Field(
+        plugins.names("architectures"), min_length=1, description="which to measure, with their default options"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of all candidates")
+    threads: int = Field(1, ge=1, description="of the process, on CPU: one where trials share the cores")
+    images: int = Field(450_000, ge=1, description="that one place for a trial is to train on: ten epochs of CIFAR-10")
+    rounds: int = Field(10, ge=3, description="of each candidate, at least 0.1 s long")
+    out: Path = Field(Path("plans.csv"), description="table to write")
+
+
+def measure(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of one architecture."""
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ |= {"HARNESS_CACHE": cache, "TORCHINDUCTOR_CACHE_DIR": f"{cache}/compiled"}
+        import torch
+
+        from harness import execution, stats
+        from harness.trial import pick_device
+
+        settings = Plans.model_validate(config)
+        device = pick_device("auto")
+        torch.set_num_threads(settings.threads)
+        execution.prepare_process()
+        trial = Trial(architecture=name, precision=settings.precision)
+        started = time.perf_counter()
+        choice = execution.choose(trial, 10, 32, device, settings.images)
+        seconds = time.perf_counter() - started
+        present = {}
+        for plan in execution.candidates(trial, device):
+            try:
+                one = execution.Candidate(plan, trial, 10, 32, device)
+                one.losses()
+            except Exception as error:
+                choice["left_out"][plan.name] = str(error).splitlines()[0]
+                continue
+            present[plan.name] = one
+        for _ in range(settings.rounds):
+            for one in present.values():
+                one.time_round()
+        chosen = f"{choice['compile']} {choice['memory_format']}"
+        best = min(present.values(), key=lambda one: one.median())
+        rows = []
+        for plan_name, one in present.items():
+            ratio = stats.ratio_interval(best.rounds, one.rounds)
+            rows.append(
+                {
+                    "architecture": name,
+                    "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+                    "precision": choice["precision"],
+                    "threads": settings.threads,
+                    "plan": plan_name,
+                    "images_per_second": trial.batch_size / one.median(),
+                    "rounds": len(one.rounds),
+                    "chosen": plan_name == chosen,
+                    "of_the_best": ratio.mean,
+                    "planned_seconds": settings.images * present[chosen].median() / trial.batch_size,
+                    "choosing_seconds": seconds,
+                    "left_out": choice["left_out"].get(plan_name, ""),
+                }
+            )
+        return rows
+
+
+def main(config: Plans) -> int:
+    from harness import checkpoint
+    from harness.progress import Progress
+
+    progress = Progress()
+    rows: list[dict[str, Any]] = []
+    with progress.live():
+        for name in config.architectures:
+            progress.status(f"measuring {name}")
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                own = process.submit(measure, name, config.model_dump(mode="json")).result()
+            rows += own
+            checkpoint.write_atomically(config.out, results.csv_text(COLUMNS, rows))
+            checkpoint.write_json(config.out.with_suffix(".json"), results.environment())
+            chosen = next(row for row in own if row["chosen"])
+            speeds = ", ".join(f"{row['plan']} {row['images_per_second']:,.0f}" for row in own)
+            cost = f"{chosen['choosing_seconds']:.1f} s to choose for {chosen['planned_seconds']:,.0f} s of training"
+            progress.line(
+                f"{name}: {chosen['plan']}, {chosen['of_the_best']:.3f} of the best; {cost}; images/s: {speeds}"
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(Plans, main, __doc__ or ""))
