@@ -9,19 +9,19 @@ set -euo pipefail
 step=$1
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-data=(data.name=images "data.root=$DATA")
-net=(architecture=final epochs=10 trials=2 rounds=2)
+data=(data.name=images "data.root=${DATA:-}")
+net=(architecture=final epochs=10 rounds=2)
 plans=(precision=auto threads=8)
 if [ -n "${SMALL:-}" ]; then
   data+=(data.limit=20)
-  net=(architecture=model1 epochs=1 trials=2 rounds=2)
+  net=(architecture=model1 epochs=1 rounds=2)
   plans=("architectures=[baseline]" rounds=3 images=1000)
 fi
 mkdir -p "$OUT"
 case $step in
   tests) "$python" -m pytest -q -m gpu 2>&1 | tee "$OUT/tests.txt" ;;
   plans) "$python" -m benchmarks.plans "${plans[@]}" "out=$OUT/plans.csv" ;;
-  training) "$python" -m benchmarks.training "${net[@]}" "${data[@]}" "out=$OUT/training" ;;
+  training) "$python" -m benchmarks.training "${net[@]}" trials=2 "${data[@]}" "out=$OUT/training" ;;
   sharing)
     "$python" -m benchmarks.training "${net[@]}" trials=8 "arms=[harness_1,harness_2,harness_4,harness_8]" \
       "${data[@]}" "out=$OUT/sharing"

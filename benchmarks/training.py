@@ -3,8 +3,9 @@
 Arms take turns in one sitting, each a whole command in a fresh process, the clock around all of it: start-up, data,
 compilation, training, validation, files. `plain`: a PyTorch loop with DataLoader; `ray_tutorial`: the same inside Ray
 Tune as PyTorch's tutorial has it; `harness`: python -m harness.tune. All train the same network on the same images with
-the same batch size, epochs, SGD and validations, no early stop. Every command counts, the first too. `harness_N`: N
-trials share the device, its cores or its one GPU.
+the same batch size, epochs, SGD and validations, no early stop. Every command counts, the first too; only decoding the
+images comes before, and what earlier commands compiled is in the cache. `harness_N`: N trials share the device, its
+cores or its one GPU; there is never more than one.
 
     python -m benchmarks.training architecture=baseline data.name=images data.root=DIR out=RESULTS
 """
@@ -103,10 +104,11 @@ def run_arm(arm: str, request: Request, log: Path) -> dict[str, Any]:
         command += [f"{name}={value}" for name, value in data.items()] + share(arm)
     else:
         command = ["-m", f"benchmarks.arms.{arm}", request.model_dump_json()]
+    environment = {"CUDA_VISIBLE_DEVICES": "0", **os.environ}  # one device, as a plain script has
     started, first, trials = time.perf_counter(), 0.0, []
     with log.open("a") as errors:
         process = subprocess.Popen(
-            [sys.executable, *command], cwd=TOP, stdout=subprocess.PIPE, stderr=errors, text=True, env=dict(os.environ)
+            [sys.executable, *command], cwd=TOP, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
         )
         watch = Watch(process.pid)
         watch.start()
@@ -119,9 +121,10 @@ def run_arm(arm: str, request: Request, log: Path) -> dict[str, Any]:
         assert process.stdout is not None
         for line in process.stdout:
             errors.write(line)
-            if not ours and line.startswith("{"):
+            if not ours and '{"' in line:  # after the worker's name, where Ray hands its output on
                 first = first or time.perf_counter() - started
-                trials += [json.loads(line)["trial"]] if "trial" in line else []
+                told = json.JSONDecoder().raw_decode(line[line.index('{"') :])[0]
+                trials += [told["trial"]] if "trial" in told else []
         code = process.wait()
     seconds = time.perf_counter() - started
     watch.done.set()
@@ -168,7 +171,9 @@ def share(arm: str) -> list[str]:
 
 
 def trials_at_once(arm: str, trials: list[dict[str, Any]]) -> int:
-    """How many trials trained side by side: those of the peers one after another."""
+    """How many trials trained side by side; the tutorial gives each two CPUs, a plain script trains one by one."""
+    if arm == "ray_tutorial" and not trials[0].get("cuda"):
+        return max(1, min(len(trials), results.environment()["cores"] // 2))
     if not arm.startswith("harness"):
         return 1
     if trials[0]["device"] == "cuda":
@@ -177,22 +182,28 @@ def trials_at_once(arm: str, trials: list[dict[str, Any]]) -> int:
 
 
 def matrix_product_rates() -> dict[str, float]:
-    """FLOP/s of 2048-cubed matrix products on the first device, all its threads, by precision: the best of ten."""
+    """FLOP/s of matrix products on the first device by precision: the best of many, of several sizes.
+
+    On CPU with all threads at once or with one, times the cores: whichever is more, as trials may use either.
+    """
     import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    side = 8192 if device.type == "cuda" else 2048
+    cuda = torch.cuda.is_available()
+    device, threads = torch.device("cuda" if cuda else "cpu"), torch.get_num_threads()
     rates = {}
     for name in ("float32", "bfloat16"):
-        a, b = (torch.randn(side, side, device=device).to(getattr(torch, name)) for _ in range(2))
-        best = float("inf")
-        for _ in range(12):
-            started = time.perf_counter()
-            a @ b
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - started)
-        rates[name] = 2 * side**3 / best
+        rates[name] = 0.0
+        for side, count in [(8192, 1)] if cuda else [(s, n) for s in (512, 1024, 2048) for n in (1, threads)]:
+            torch.set_num_threads(count)
+            a, b = (torch.randn(side, side, device=device).to(getattr(torch, name)) for _ in range(2))
+            for _ in range(max(10, 2 * 2048 // side)):
+                started = time.perf_counter()
+                a @ b
+                if cuda:
+                    torch.cuda.synchronize()
+                rate = 2 * side**3 / (time.perf_counter() - started)
+                rates[name] = max(rates[name], rate * (1 if cuda else threads / count))
+    torch.set_num_threads(threads)
     return rates
 
 

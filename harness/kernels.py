@@ -4,7 +4,8 @@ PyTorch's CPU kernels for Mish and for 2x2 max pooling move far more memory and 
 torch.compile of a whole network, which could fuse them, turns max pooling into scalar code. Here the forward and the
 backward pass are each a small function that torch.compile vectorises: channels last, no partitioner between them, and
 what backward needs (the input, which of the four was largest) is decided here. Values and gradients are those of
-PyTorch to rounding, ties included; parameters and their names stay as they are.
+PyTorch to rounding, of equal pixels the first counts as there; under bfloat16 the largest is found before rounding.
+Parameters and their names stay as they are. Images may differ in number, not in size, without a new compilation.
 """
 
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def activation_kernels(kind):
     def backward(x, gradient):
         return (gradient.float() * derivative(x.float())).to(x.dtype)
 
-    return torch.compile(forward), torch.compile(backward)
+    return _compiled(forward), _compiled(backward)
 
 
 def pooling_kernels(kind):
@@ -81,7 +82,20 @@ def pooling_kernels(kind):
         full = gradient[:, None, :, None].float() * derivative(x.float())
         return torch.where(position[:, None, :, None] == here, full, 0.0).to(x.dtype)
 
-    return torch.compile(forward), torch.compile(backward)
+    return _compiled(forward), _compiled(backward)
+
+
+def _compiled(function):
+    """Dimensions are fixed but for those marked dynamic: what is compiled depends on no shape that came before."""
+    return torch.compile(function, dynamic=False)
+
+
+def _call(kernel, *tensors: torch.Tensor):
+    """With any number of images, and the same code whether autograd looks on or not."""
+    given = [tensor.detach().contiguous() for tensor in tensors]
+    for tensor in given:
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return kernel(*given)
 
 
 class _Activation(torch.autograd.Function):
@@ -89,18 +103,17 @@ class _Activation(torch.autograd.Function):
     def forward(ctx, x, kernels):
         ctx.save_for_backward(x)
         ctx.kernel = kernels[1]
-        return kernels[0](x)
+        return _call(kernels[0], x)
 
     @staticmethod
     def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        return ctx.kernel(x, gradient.contiguous()), None
+        return _call(ctx.kernel, *ctx.saved_tensors, gradient), None
 
 
 class _Pooling(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, kernels):
-        largest, position = kernels[0](x)
+        largest, position = _call(kernels[0], x)
         ctx.save_for_backward(x, position)
         ctx.kernel = kernels[1]
         return largest
@@ -108,7 +121,7 @@ class _Pooling(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         x, position = ctx.saved_tensors
-        return ctx.kernel(x, gradient.contiguous(), position), None
+        return _call(ctx.kernel, x, gradient, position), None
 
 
 class Fused(nn.Module):
@@ -132,9 +145,7 @@ class Activation(Fused):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         order = (0, 2, 3, 1) if x.dim() == 4 else tuple(range(x.dim()))
         rows = x.permute(order).contiguous()
-        flat = rows.view(-1)
-        torch._dynamo.maybe_mark_dynamic(flat, 0)
-        y = _Activation.apply(flat, self.kernels(activation_kernels, self.kind)).view(rows.shape)
+        y = _Activation.apply(rows.view(-1), self.kernels(activation_kernels, self.kind)).view(rows.shape)
         return y.permute(0, 3, 1, 2) if x.dim() == 4 else y
 
 
@@ -151,7 +162,6 @@ class ActivatedPooling(Fused):
             x = x[:, :, : h - h % 2, : w - w % 2]
         h, w = h // 2, w // 2
         rows = x.permute(0, 2, 3, 1).contiguous().view(n * h, 2, w, 2, c)
-        torch._dynamo.maybe_mark_dynamic(rows, 0)
         y = _Pooling.apply(rows, self.kernels(pooling_kernels, self.kind))
         return y.view(n, h, w, c).permute(0, 3, 1, 2)
 
@@ -166,8 +176,9 @@ def fuse(network: nn.Module) -> nn.Module:
         names = list(module._modules)
         for name, following in zip(names, [*names, None][1:], strict=True):
             child = module._modules[name]
-            after = module._modules[following] if following and isinstance(module, nn.Sequential) else None
-            if type(child) in (nn.ReLU, nn.Mish) and _is_2x2(after) and following is not None:
+            in_sequence = type(module).forward is nn.Sequential.forward
+            after = module._modules[following] if following and in_sequence else None
+            if type(child) in (nn.ReLU, nn.Mish) and following is not None and _is_2x2(after):
                 module._modules[name] = nn.Identity()
                 module._modules[following] = ActivatedPooling(type(child))
             elif type(child) is nn.Mish:

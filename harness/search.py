@@ -193,9 +193,10 @@ def run_planned(
     concurrency = planner.resolved.config.resources.concurrency
     with cluster(planner.resolved.config.resources) as nodes:
         share = Share.of(planner.resolved.config.resources, nodes, of)
-        plans = measured_plans([planned.config for planned in trials], of, run, share, progress)
-        configs = [_trial_config(planned, planner, run, share, plans) for planned in trials]
-        space = {"job": tune.grid_search([c["job"] for c in configs]), "threads": share.threads}
+        configs = [planned.config for planned in trials]
+        plans = measured_plans(configs, of, run, share, progress, address=planner.resolved.config.resources.address)
+        jobs = [_trial_config(planned, planner, run, share, plans)["job"] for planned in trials]
+        space = {"job": tune.grid_search(jobs), "threads": share.threads}
         _fit(
             space,
             BasicVariantGenerator(max_concurrent=concurrency or 0),
@@ -219,7 +220,8 @@ def run_suggested(indices: Sequence[int], planner: Planner, run: results.RunDire
     with cluster(planner.resolved.config.resources) as nodes:
         share = Share.of(planner.resolved.config.resources, nodes, search.samples)
         base = planner.trial("search", {}).config
-        plans = measured_plans([base], search.samples, run, share, progress)
+        address = planner.resolved.config.resources.address
+        plans = measured_plans([base], search.samples, run, share, progress, address=address)
 
         def make(changes: dict[str, Any], index: int) -> dict[str, Any]:
             planned = planner.trial("search", changes, index=index)
@@ -290,12 +292,18 @@ def _scheduler(search: Search, planner: Planner):
 
 
 def measured_plans(
-    configs: Sequence[Trial], of: int, run: results.RunDirectory, share: "Share", progress: Progress
+    configs: Sequence[Trial],
+    of: int,
+    run: results.RunDirectory,
+    share: "Share",
+    progress: Progress,
+    *,
+    address: str | None,
 ) -> dict[str, dict[str, Any]]:
-    """What was measured for each architecture: recorded in the run, or now, where training is long enough.
+    """How the trials of each architecture run: as recorded in the run, or as decided and recorded now.
 
-    One process measures, in the place of a trial, on the first configuration of each architecture; `of` trials share
-    what it finds. Whether it is worth while follows from the work that is planned, so a continued run decides alike.
+    Where the training that is planned is long enough, one process measures, in the place of a trial, on the first
+    configuration of each architecture; else the rule decides. Either way it stays so for the whole run.
     """
     recorded = run.configuration()
     assert recorded is not None
@@ -306,10 +314,12 @@ def measured_plans(
         if config.architecture in plans or config.plan == "rule" or not open_parts:
             continue
         if images * _training_flop(config, data) < MEASURED_FROM_FLOP[share.device]:
+            plans[config.architecture] = {"by_rule": "too little training to measure for"}
+            run.add_plan(config.architecture, plans[config.architecture])
             continue
         started = time.monotonic()
         images /= min(of, share.at_once)
-        choice = _remembered_plan(config, data, share, images)
+        choice = None if address else _remembered_plan(config, data, share, images)
         if choice is None:
             progress.status(f"measuring how {config.architecture} trains fastest on this device")
             request = {"num_cpus": share.request["cpu"], "num_gpus": share.request["gpu"], "max_calls": 1}
@@ -317,12 +327,12 @@ def measured_plans(
             try:
                 choice = ray.get(ray.remote(**request)(_measure_plan).remote(*arguments, share.threads, images))
             except ray.exceptions.RayError as error:
-                choice = {"failed": str(error).strip().splitlines()[-1]}
+                choice = {"by_rule": str(error).strip().splitlines()[-1]}
         choice["seconds"] = time.monotonic() - started
         run.add_plan(config.architecture, choice)
         plans[config.architecture] = choice
-        if "failed" in choice:
-            progress.line(f"plan for {config.architecture}: by rule, measuring failed: {choice['failed']}")
+        if "by_rule" in choice:
+            progress.line(f"plan for {config.architecture}: by rule: {choice['by_rule']}")
         else:
             speeds = ", ".join(f"{name} {speed:,.0f}" for name, speed in choice["images_per_second"].items())
             progress.line(
@@ -373,10 +383,7 @@ def _trial_config(
     share: "Share",
     plans: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    from harness.execution import PARTS
     from harness.trial import Job
-
-    plan = plans.get(planned.config.architecture, {})
 
     job = Job(
         config=planned.config,
@@ -386,7 +393,7 @@ def _trial_config(
         fingerprint=planner.fingerprint,
         read_test=planned.read_test,
         device=share.device,
-        plan={part: plan[part] for part in PARTS if part in plan},
+        plan=plans.get(planned.config.architecture, {}),
         labels=planned.labels(),
     )
     return {"job": job.to_json(), "threads": share.threads}

@@ -5,6 +5,7 @@ random draws come in from outside, so that a step has no random state of its own
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +109,7 @@ def make_optimizer(network: nn.Module, trial: Trial, device: torch.device) -> to
     parameters = [p for p in network.parameters() if p.requires_grad]
     chosen = trial.optimizer
     if chosen.name == "sgd":
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             parameters,
             lr=chosen.lr,
             momentum=chosen.momentum,
@@ -116,6 +117,10 @@ def make_optimizer(network: nn.Module, trial: Trial, device: torch.device) -> to
             weight_decay=chosen.weight_decay,
             fused=True,
         )
+        if chosen.momentum:  # zero is the same as none, but for a first step that float16's scaler leaves out
+            for parameter in parameters:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[chosen.name]
     on_device = device.type == "cuda"  # its step count, which a CUDA graph needs
     return kind(parameters, lr=chosen.lr, weight_decay=chosen.weight_decay, fused=True, capturable=on_device)
@@ -157,6 +162,8 @@ def prepare(network: nn.Module, plan: Plan, device: torch.device) -> tuple[nn.Mo
     rates alone is poured into it, and nothing is compiled again. torch.compile falls back to eager after so many
     recompilations with a mere warning; here that is an error.
     """
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    torch._dynamo.config.recompile_limit = 64  # counted per function, which networks and layers share
     if plan.compile in ("off", "kernels"):
         network = to_device(kernels.fuse(network) if plan.compile == "kernels" else network, device, plan.memory_format)
         return network, network
@@ -177,10 +184,9 @@ def prepare(network: nn.Module, plan: Plan, device: torch.device) -> tuple[nn.Mo
         _compiled.clear()
         torch._dynamo.reset()
     network = to_device(network, device, plan.memory_format)
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    torch._dynamo.config.recompile_limit = 8 * COMPILED_NETWORKS  # counted per function, which networks share
     mode = "default" if plan.compile == "captured" else plan.compile
-    _compiled[key] = network, torch.compile(network, mode=mode)
+    # Every shape is compiled for itself: otherwise the code would depend on which shapes came before.
+    _compiled[key] = network, torch.compile(network, mode=mode, dynamic=False)
     return _compiled[key]
 
 
@@ -192,11 +198,13 @@ def _structure(network: nn.Module) -> tuple[Any, ...]:
     def comparable(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return tuple(comparable(v) for v in value)
+        if isinstance(value, dict | set) and not value:
+            return ()
         return value if isinstance(value, plain) else f"{type(value)} {id(value)}"
 
-    hidden = set(vars(nn.Module())) - {"training"}
+    compared_below = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
     modules = [
-        (name, type(m), tuple(sorted((k, comparable(v)) for k, v in vars(m).items() if k not in hidden)))
+        (name, type(m), tuple(sorted((k, comparable(v)) for k, v in vars(m).items() if k not in compared_below)))
         for name, m in network.named_modules()
     ]
     tensors = [
@@ -234,11 +242,10 @@ class Step:
         """The batch that `draws` names -> [loss * B, correct] float32, not yet synchronised."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        return self.compute(part, draws)
+        return self.compute(*part.batch(draws.rows), draws)
 
-    def compute(self, part: Part, draws: Draws) -> torch.Tensor:
-        """All of the step but its learning rate."""
-        images, labels = part.batch(draws.rows)
+    def compute(self, images: torch.Tensor, labels: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """All of the step but gathering its batch and its learning rate."""
         inputs = self.normalize(augment(images, draws, self.trial.augmentation.crop_padding))
         # Autocast stays outside what is compiled: inside, PyTorch would not cache the compiled graph.
         with autocast(self.plan.precision, self.device):
@@ -256,10 +263,10 @@ class Step:
 
 
 class CapturedStep(Step):
-    """The same step as one CUDA graph: gather, augmentation, forward, backward and update are one launch.
+    """The same step as one CUDA graph: augmentation, forward, backward and update are one launch.
 
-    Learning rate and draws are copied into fixed tensors; random numbers of dropout go on from replay to replay. The
-    images must be on the device.
+    Images, labels, draws and learning rate are copied into fixed tensors; random numbers of dropout go on from replay
+    to replay.
     """
 
     WARM_UP = 3  # steps before a capture: libraries allocate and choose algorithms, optimisers make their state
@@ -272,21 +279,22 @@ class CapturedStep(Step):
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, part: Part, draws: Draws, rate: float) -> torch.Tensor:
+        images, labels = part.batch(draws.rows)
+        given = (images, labels, *(t for t in (draws.flips, draws.shifts) if t is not None))
         if self.graph is None:
-            self._capture(part, draws)
+            self._capture(given, draws)
         assert self.graph is not None
-        for fixed, new in zip(vars(self.draws).values(), vars(draws).values(), strict=True):
-            if fixed is not None:
-                fixed.copy_(new)
+        for fixed, new in zip(self.fixed, given, strict=True):
+            fixed.copy_(new)
         self.rate.fill_(rate)
         self.graph.replay()
         return self.sums
 
-    def _capture(self, part: Part, draws: Draws) -> None:
-        if part.images.device.type != "cuda":
-            raise ValueError("trial.compile=captured: the images do not fit on the GPU; use trial.compile=default")
-        flips, shifts = (None if t is None else t.clone() for t in (draws.flips, draws.shifts))
-        self.draws = Draws(draws.rows.clone(), flips, shifts)
+    def _capture(self, given: Sequence[torch.Tensor], draws: Draws) -> None:
+        self.fixed = [tensor.clone() for tensor in given]
+        images, labels, *rest = self.fixed
+        flips = rest.pop(0) if draws.flips is not None else None
+        fixed = Draws(draws.rows, flips, rest.pop(0) if draws.shifts is not None else None)
         tensors = [*self.network.parameters(), *self.network.buffers()]
         before = [t.detach().clone() for t in tensors]
         random_state = torch.cuda.get_rng_state(self.device)
@@ -294,11 +302,11 @@ class CapturedStep(Step):
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             for _ in range(self.WARM_UP):
-                self.compute(part, self.draws)
+                self.compute(images, labels, fixed)
         torch.cuda.current_stream(self.device).wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.sums = self.compute(part, self.draws)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            self.sums = self.compute(images, labels, fixed)
         # As if nothing had run: a zero momentum and a missing one are the same to these optimisers.
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
@@ -307,7 +315,11 @@ class CapturedStep(Step):
                 for value in state.values():
                     if isinstance(value, torch.Tensor):
                         value.zero_()
+            if self.scaler.is_enabled():
+                self.scaler._scale.fill_(self.scaler._init_scale)  # type: ignore[union-attr]
+                self.scaler._growth_tracker.zero_()  # type: ignore[union-attr]
         torch.cuda.set_rng_state(random_state, self.device)
+        self.graph = graph
 
 
 def make_step(network: nn.Module, trial: Trial, plan: Plan, device: torch.device) -> Step:

@@ -36,7 +36,7 @@ class Job:
 
     `folder`: where trial.json, history.csv and model.safetensors go; None keeps everything in memory.
     `fingerprint`: of the images that are meant; others are an error. `read_test`: evaluate the kept weights on the
-    test images at the end. `plan`: what was measured for the parts of the plan that the configuration leaves open.
+    test images at the end. `plan`: what execution.choose found for the parts that the configuration leaves open.
     """
 
     config: Trial
@@ -46,7 +46,7 @@ class Job:
     fingerprint: str | None = None
     read_test: bool = False
     device: str = "auto"
-    plan: Mapping[str, str] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

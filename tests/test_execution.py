@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from harness import datasets, execution, kernels
+from harness import datasets, execution, kernels, results
 from harness.config import Data, Trial
 from harness.errors import BadInput
 from harness.execution import Plan, candidates, choose, remembered
@@ -19,9 +20,29 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 def test_the_configuration_comes_before_what_was_measured():
-    chosen = {"compile": "kernels", "memory_format": "channels_last"}
-    assert Plan.of(Trial(), CPU, chosen).compile == "kernels"
-    assert Plan.of(Trial(compile="off", memory_format="contiguous"), CPU, chosen).name == "off contiguous"
+    assert Plan.of(Trial(), CPU, measured()).name == "kernels channels_last"
+    assert Plan.of(Trial(), CPU, measured()).source == "measured"
+    assert Plan.of(Trial(plan="rule"), CPU, measured()).name == "off channels_last"
+    assert Plan.of(Trial(compile="off", memory_format="contiguous"), CPU, measured()).name == "off contiguous"
+    assert Plan.of(Trial(memory_format="contiguous"), CPU, measured()).name == "off contiguous"
+
+
+def measured(**changes):
+    """What `choose` may have found for this process."""
+    rule = vars(Plan.of(Trial(), CPU))
+    return {**rule, "compile": "kernels", "memory_format": "channels_last"} | changes
+
+
+@pytest.mark.parametrize("changes", [{"device": "cuda"}, {"threads": 99}, {"precision": "float16"}])
+def test_what_was_measured_elsewhere_does_not_count(changes):
+    plan = Plan.of(Trial(), CPU, measured(**changes))
+    assert plan == Plan.of(Trial(), CPU)
+    assert plan.source.startswith("rule: measured with")
+
+
+def test_a_node_without_a_compiler_goes_by_rule(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert Plan.of(Trial(), CPU, measured()).source == "rule: no compiler here for kernels"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +79,8 @@ def test_chosen_once_and_remembered():
     trial = Trial(**SMALL)
     choice = choose(trial, 10, 16, CPU, images=1000)
     assert choice["compile"] == "off"
+    assert Plan.of(trial, CPU, choice).source == "measured"
+    assert choose(trial.model_copy(update={"compile": "kernels"}), 10, 16, CPU, 1000).keys() == {"by_rule"}
     assert all("may cost" in reason for reason in choice["left_out"].values())  # 1,000 images pay for no compilation
     assert choice["precision"] == Plan.of(trial, CPU).precision
     assert remembered(trial, 10, 16, CPU, 1000) == choice | {"from_cache": True}
@@ -67,15 +90,34 @@ def test_chosen_once_and_remembered():
     assert remembered(same_shape, 10, 16, CPU, 1000) is not None
 
 
-def test_a_candidate_that_computes_something_else_is_left_out(monkeypatch):
-    """A planted fault: Mish with its sign wrong for negative numbers."""
-    wrong = (lambda x: x.abs(), lambda x: x.sign())
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (torch.abs, kernels.mish_derivative),
+        (kernels.mish, lambda x: torch.ones_like(x)),
+        (kernels.mish, lambda x: -kernels.mish_derivative(x)),
+        (kernels.mish, kernels.mish_derivative),
+    ],
+    ids=["forward", "backward is 1", "backward negated", "none"],
+)
+def test_a_candidate_that_computes_something_else_is_left_out(monkeypatch, precision, wrong):
+    """Planted faults in Mish; without one the candidate stays."""
     monkeypatch.setitem(kernels.ACTIVATIONS, torch.nn.Mish, wrong)
     monkeypatch.setattr(kernels.Fused, "known", {})
     with torch.compiler.set_stance("force_eager"):
-        choice = choose(Trial(**SMALL, precision="float32"), 10, 16, CPU, images=1e9)
-    assert "are not those of eager" in choice["left_out"]["kernels channels_last"]
-    assert choice["compile"] != "kernels"
+        choice = choose(Trial(**SMALL, precision=precision), 10, 16, CPU, images=1e9)
+    right = wrong == (kernels.mish, kernels.mish_derivative)
+    assert ("kernels channels_last" in choice["images_per_second"]) == right
+    assert right or "does not compute the same" in choice["left_out"]["kernels channels_last"]
+
+
+def test_dropout_does_not_disturb_the_comparison():
+    trial = Trial(architecture="model1", options={"widths": [8, 8], "dropout": 0.5}, batch_size=16, precision="float32")
+    with torch.compiler.set_stance("force_eager"):
+        choice = choose(trial, 10, 16, CPU, images=1e9)
+    assert not choice["left_out"]
+    assert len(choice["images_per_second"]) == 4
 
 
 def test_a_candidate_that_fails_is_left_out(monkeypatch):
@@ -91,16 +133,19 @@ def test_a_candidate_that_fails_is_left_out(monkeypatch):
 def test_a_trial_follows_the_plan_it_is_given(digits, tmp_path):
     datasets.load(digits)
     trial = Trial(**SMALL, epochs=1, precision="float32")
-    plan = {"compile": "off", "memory_format": "contiguous"}
-    record = train(Job(trial, digits, plan=plan))
+    plan = measured(precision="float32")
+    record = train(Job(trial, digits, plan={**plan, "compile": "off", "memory_format": "contiguous"}))
     assert record["environment"]["memory_format"] == "contiguous"
+    assert record["environment"]["source"] == "measured"
     with torch.compiler.set_stance("force_eager"):
-        fused = train(Job(trial, digits, plan={"compile": "kernels"}))
+        fused = train(Job(trial, digits, plan=plan))
     assert fused["environment"]["compile"] == "kernels"
     assert fused["metrics"]["train_loss"] == pytest.approx(record["metrics"]["train_loss"], rel=1e-3)
 
 
-def test_process_settings_keep_results(digits):
+def test_process_settings_keep_results(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "1")
     trial = Trial(**SMALL, epochs=1)
     before = train(Job(trial, digits))
     execution.prepare_process()
@@ -109,12 +154,20 @@ def test_process_settings_keep_results(digits):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("optimizer", [{"name": "sgd", "momentum": 0.9}, {"name": "adam", "lr": 1e-3}])
-def test_captured_is_the_same_training(digits, optimizer):
-    """The whole step as a CUDA graph against the same step launched kernel by kernel."""
-    trial = {**SMALL, "epochs": 2, "precision": "float32", "optimizer": optimizer}
-    eager, captured = (
-        train(Job(Trial(**trial, compile=mode), Data(name="digits", limit=20))) for mode in ("default", "captured")
-    )
-    assert captured["environment"]["compile"] == "captured"
-    assert captured["metrics"]["train_loss"] == pytest.approx(eager["metrics"]["train_loss"], rel=2e-2)
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"name": "sgd"}, {"name": "sgd", "momentum": 0.9}, {"name": "adam", "lr": 1e-3}, {"name": "adamw", "lr": 1e-3}],
+)
+def test_captured_is_the_same_training(digits, tmp_path, optimizer, precision):
+    """The whole step as a CUDA graph against the same step launched kernel by kernel: weights after two epochs."""
+    schedule = {"schedule": {"name": "one_cycle"}, "gradient_clip": 1.0, "augmentation": {"flip": True}, "keep": "last"}
+    trial = {**SMALL, **schedule, "epochs": 2, "precision": precision, "optimizer": optimizer}
+    weights = {}
+    for mode in ("default", "captured"):
+        record = train(Job(Trial(**trial, compile=mode), Data(name="digits", limit=20), folder=tmp_path / mode))
+        assert record["environment"]["compile"] == mode
+        weights[mode] = load_file(tmp_path / mode / results.WEIGHTS)
+    for name, tensor in weights["default"].items():
+        tolerance = 1e-3 if precision == "float32" else 3e-2
+        assert torch.allclose(tensor.float(), weights["captured"][name].float(), atol=tolerance, rtol=tolerance), name

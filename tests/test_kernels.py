@@ -18,9 +18,9 @@ def uncompiled():
         yield
 
 
-def images(dtype, side=(8, 6), ties=False):
+def images(dtype, side=(8, 6), ties=False, shape=(3, 5)):
     generator = torch.Generator().manual_seed(0)
-    x = 4 * torch.randn(3, 5, *side, generator=generator)
+    x = 4 * torch.randn(*shape, *side, generator=generator)
     x = x.round() if ties else x
     return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
@@ -47,9 +47,9 @@ CASES = [
 ]
 
 
-def check_pooling(kind, dtype, ties, side=(8, 6)):
+def check_pooling(kind, dtype, ties, side=(8, 6), shape=(3, 5)):
     plain = nn.Sequential(kind() if kind else nn.Identity(), nn.MaxPool2d(2))
-    same(ActivatedPooling(kind), plain, images(dtype, side, ties), 1e-5 if dtype == torch.float32 else 2e-2)
+    same(ActivatedPooling(kind), plain, images(dtype, side, ties, shape), 1e-5 if dtype == torch.float32 else 2e-2)
 
 
 @pytest.mark.parametrize(("kind", "dtype", "ties"), CASES)
@@ -97,15 +97,21 @@ def test_what_is_replaced():
 
 @pytest.mark.slow
 def test_compiled_kernels_are_pytorchs():
-    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    """Vector code with and without a rest; another number of images is no new compilation, in training or without."""
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
     for kind, dtype, ties in CASES:
-        check_pooling(kind, dtype, ties)
-    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    for kind, dtype, ties in CASES:
-        check_pooling(kind, dtype, ties)
+        for channels in (5, 64):
+            check_pooling(kind, dtype, ties, shape=(3, channels))
+    compiled = graphs["unique_graphs"]
     assert compiled > before
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
-    same(Activation(nn.Mish), nn.Mish(), images(torch.float32), 1e-5)
+    for kind, dtype, ties in CASES:
+        for channels in (5, 64):
+            check_pooling(kind, dtype, ties, shape=(7, channels))
+    with torch.no_grad():
+        ActivatedPooling(nn.Mish)(images(torch.float32, shape=(2, 64)))
+    assert graphs["unique_graphs"] == compiled
+    same(Activation(nn.Mish), nn.Mish(), images(torch.float32, shape=(3, 64)), 1e-5)
 
 
 def test_kernels_are_made_once():

@@ -109,6 +109,7 @@ def test_report_is_one_self_contained_page(small_run):
         "accuracy_throughput",
         "latency",
         "accuracy_by_class",
+        "ledger",
     }
     assert len(page.images) == len(figures)
     for record in records(run):

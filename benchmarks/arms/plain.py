@@ -87,7 +87,8 @@ def train(request: Request, seed: int, workers: int, report: Report) -> dict[str
             best = max(best, row, key=lambda r: r["val_accuracy"])
             report(row, network, optimizer)
             mark = time.perf_counter()
-    return {"val_accuracy": best["val_accuracy"], "images": images, "train_seconds": seconds}
+    cuda = device.type == "cuda"
+    return {"val_accuracy": best["val_accuracy"], "images": images, "train_seconds": seconds, "cuda": cuda}
 
 
 def main(request: Request) -> None:
