@@ -129,15 +129,16 @@ def run_arm(arm: str, request: Request, log: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     watch.done.set()
     plans: dict[str, Any] = {}
+    ledger: dict[str, float] = {}  # seconds of all workers together
     if ours and code == 0:
         run = results.RunDirectory(folder / "run")
         plans = (run.configuration() or {})["plans"]
         for record in run.trials():
             timing, metrics = record["timing"], record["metrics"]
             images = timing["images_per_second"] * timing["train_seconds"]
-            trials.append(
-                {"val_accuracy": metrics["val_accuracy"], "images": images, **timing, **record["environment"]}
-            )
+            trials.append({"images": images, **metrics, **timing, **record["environment"]})
+            for kind, spent in timing["ledger"].items():
+                ledger[kind] = round(ledger.get(kind, 0.0) + spent, 3)
     shutil.rmtree(folder, ignore_errors=True)
     if code != 0 or len(trials) != len(request.seeds):
         raise RuntimeError(f"arm {arm} ended with exit code {code} and {len(trials)} trials; see {log}")
@@ -155,6 +156,7 @@ def run_arm(arm: str, request: Request, log: Path) -> dict[str, Any]:
         "precision": trials[0].get("precision", "float32"),
         "plan": " ".join(str(trials[0].get(part, "")) for part in ("compile", "memory_format", "threads")).strip(),
         "plans": plans,
+        "ledger": ledger,
     }
 
 
@@ -305,7 +307,7 @@ def _write(
 
     flat = [{k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()} for row in rows]
     checkpoint.write_atomically(config.out / "rounds.csv", results.csv_text(flat[0], flat))
-    settings = config.model_dump(mode="json", exclude={"out"})
+    settings = config.model_dump(mode="json", exclude={"out": True, "data": {"root"}})
     described = {"settings": settings, "flop": flop, "matrix_product_flop_per_second": rates}
     checkpoint.write_json(config.out / "settings.json", described | {"environment": results.environment()})
     if len(rows) < config.rounds * len(config.arms):

@@ -310,8 +310,8 @@ def measured_plans(
     data, plans = recorded["data"], recorded.get("plans", {})
     for config in {config.architecture: config for config in reversed(configs)}.values():
         images = of * config.epochs * data["train"]
-        open_parts = "auto" in (config.compile, config.memory_format)
-        if config.architecture in plans or config.plan == "rule" or not open_parts:
+        is_open = config.compile == "auto" or (config.compile == "off" and config.memory_format == "auto")
+        if config.architecture in plans or config.plan == "rule" or not is_open:
             continue
         if images * _training_flop(config, data) < MEASURED_FROM_FLOP[share.device]:
             plans[config.architecture] = {"by_rule": "too little training to measure for"}

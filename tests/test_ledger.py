@@ -50,7 +50,7 @@ def test_ledgers_of_a_run(small_run):
         ledger = record["timing"]["ledger"]
         assert sum(ledger.values()) == pytest.approx(record["timing"]["wall_seconds"], rel=0.01)
         assert ("worker start" in ledger) != ("queue" in ledger)  # a new process, or one that stayed
-    assert "ledger" in (run / "report" / "index.html").read_text()
+    assert "Where the time of each trial went" in (run / "report" / "index.html").read_text()
     assert (run / "report" / "figures" / "ledger.png").stat().st_size > 10_000
 
 
