@@ -28,13 +28,14 @@ IN_PROCESS = 2_000  # below that many images, starting processes costs more than
 
 
 def identity(data: Data) -> str:
-    """Digest of every file's name, size and time of change."""
+    """Digest of every file's name, size and time of change; each process asks, so names stay strings."""
     digest = hashlib.sha256()
     root = _root(data)
     for part in _parts(root):
         for path in _files(root, part)[1]:
-            stat = path.stat()
-            digest.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            stat = os.stat(path)  # noqa: PTH116
+            name = path.removeprefix(f"{root}{os.sep}")
+            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return f"{root} {digest.hexdigest()}"
 
 
@@ -80,24 +81,29 @@ def _parts(root: Path) -> list[str]:
     return ["train"]
 
 
-def _files(root: Path, part: str) -> tuple[list[str], list[Path], np.ndarray]:
+def _files(root: Path, part: str) -> tuple[list[str], list[str], np.ndarray]:
     """(classes, files, labels), sorted by class, then by name."""
     folder = root / part if (root / part).is_dir() else root
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    paths, labels = [], []
+    paths: list[str] = []
+    labels: list[int] = []
     for label, name in enumerate(classes):
-        own = sorted(entry.path for entry in os.scandir(folder / name) if Path(entry.name).suffix.lower() in SUFFIXES)
+        own = sorted(entry.path for entry in os.scandir(folder / name) if _suffix(entry.name) in SUFFIXES)
         if not own:
             raise BadInput(f"data.root={root}: no images in {folder / name}; add some or remove the folder")
-        paths += [Path(path) for path in own]
+        paths += own
         labels += [label] * len(own)
     if not paths:
         raise BadInput(f"data.root={root}: no class folders with images in {folder}; expected {folder}/<class>/*.png")
     return classes, paths, np.asarray(labels, np.int64)
 
 
-def _common_side(path: Path) -> int:
-    width, height = read_rgb(path).size
+def _suffix(name: str) -> str:
+    return name[name.rfind(".") :].lower()
+
+
+def _common_side(path: str) -> int:
+    width, height = read_rgb(Path(path)).size
     if width != height:
         raise BadInput(f"data.root: {path} is {width}x{height}, not square; give data.size=N to resize all to NxN")
     return width
@@ -126,13 +132,13 @@ def read_rgb(path: Path, key: str = "data.root") -> "Image.Image":
         raise BadInput(f"{key}: {path} cannot be read as an image ({error}); mend or remove it") from error
 
 
-def _read(paths: list[Path], side: int, resize: bool) -> np.ndarray:
+def _read(paths: list[str], side: int, resize: bool) -> np.ndarray:
     """Images of these files, uint8 [len(paths), side, side, 3]."""
     from PIL.Image import Resampling
 
     images = np.empty((len(paths), side, side, 3), np.uint8)
     for row, path in enumerate(paths):
-        image = read_rgb(path)
+        image = read_rgb(Path(path))
         if resize:
             image = image.resize((side, side), Resampling.BILINEAR)
         elif image.size != (side, side):
