@@ -3,6 +3,8 @@
 No test part of its own; a tenth of each class becomes one.
 """
 
+import importlib.metadata
+
 import numpy as np
 
 from harness.config import Data
@@ -10,9 +12,7 @@ from harness.datasets import Decoded, Progress
 
 
 def identity(data: Data) -> str:
-    import sklearn
-
-    return f"scikit-learn {sklearn.__version__} digits"
+    return f"scikit-learn {importlib.metadata.version('scikit-learn')} digits"
 
 
 def decode(data: Data, progress: Progress) -> Decoded:
