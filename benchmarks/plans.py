@@ -58,7 +58,7 @@ def measure(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
         for plan in execution.candidates(trial, device):
             try:
                 one = execution.Candidate(plan, trial, 10, 32, device)
-                one.losses()
+                one.gradients()
             except Exception as error:
                 choice["left_out"][plan.name] = str(error).splitlines()[0]
                 continue
