@@ -1,7 +1,8 @@
 """python -m benchmarks.plans [key=value ...]: is the plan of trial.plan=auto the fastest, and what did asking cost?
 
-For each architecture, in a fresh process with an empty cache of its own: first the harness's own choice, timed whole,
-compilation included; then every candidate again, in turn and at length. Nothing else should run meanwhile.
+For each architecture, in a fresh process with an empty cache of its own: first the harness's own choice, timed whole;
+then every candidate again, in turn and at length. `first_seconds` is what a candidate took until it could be timed: the
+chosen one's are no cost of choosing, as a trial would have spent them. Nothing else should run meanwhile.
 
     python -m benchmarks.plans precision=float32 out=RESULTS/plans.csv
 """
@@ -22,7 +23,7 @@ from harness.config import Strict, Trial
 
 COLUMNS = (
     *("architecture", "device", "precision", "threads", "plan", "images_per_second", "rounds", "chosen"),
-    *("of_the_best", "planned_seconds", "choosing_seconds", "left_out"),
+    *("of_the_best", "planned_seconds", "choosing_seconds", "first_seconds", "left_out"),
 )
 
 
@@ -84,6 +85,7 @@ def measure(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
                     "of_the_best": ratio.mean,
                     "planned_seconds": settings.images * present[chosen].median() / trial.batch_size,
                     "choosing_seconds": seconds,
+                    "first_seconds": choice["first_seconds"].get(plan_name, ""),
                     "left_out": choice["left_out"].get(plan_name, ""),
                 }
             )
@@ -106,7 +108,10 @@ def main(config: Plans) -> int:
             checkpoint.write_json(config.out.with_suffix(".json"), results.environment())
             chosen = next(row for row in own if row["chosen"])
             speeds = ", ".join(f"{row['plan']} {row['images_per_second']:,.0f}" for row in own)
-            cost = f"{chosen['choosing_seconds']:.1f} s to choose for {chosen['planned_seconds']:,.0f} s of training"
+            cost = (
+                f"{chosen['choosing_seconds']:.1f} s to choose, {chosen['first_seconds']:.1f} of them its own start, "
+            )
+            cost += f"for {chosen['planned_seconds']:,.0f} s of training"
             progress.line(
                 f"{name}: {chosen['plan']}, {chosen['of_the_best']:.3f} of the best; {cost}; images/s: {speeds}"
             )

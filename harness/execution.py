@@ -182,6 +182,7 @@ def choose(trial: Trial, num_classes: int, input_size: int, device: torch.device
     eager = dataclasses.replace(rule, compile="off")
     present: dict[Plan, Candidate] = {}
     reasons: dict[Plan, str] = {}
+    first_seconds: dict[Plan, float] = {}  # to build, compile and take two steps
     seconds, reference, short_of_time = LEAST_SECONDS, None, False
     for plan in dict.fromkeys([eager, *plans]):
         before = datasets.cache_folder("compiled") / platform.node() / f"{shape}-{plan.compile}.done"
@@ -190,6 +191,7 @@ def choose(trial: Trial, num_classes: int, input_size: int, device: torch.device
             reasons[plan] = f"may cost {cost:.0f} s, more than measuring may"
             short_of_time = True
             continue
+        begun = time.perf_counter()
         try:
             with compiling(plan, shape):
                 one = Candidate(plan, trial, num_classes, input_size, device)
@@ -197,6 +199,7 @@ def choose(trial: Trial, num_classes: int, input_size: int, device: torch.device
         except Exception as error:
             reasons[plan] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
             continue
+        first_seconds[plan] = time.perf_counter() - begun
         one.time_round()
         if reference is None:
             reference = gradients
@@ -225,6 +228,7 @@ def choose(trial: Trial, num_classes: int, input_size: int, device: torch.device
         "images": images,
         "short_of_time": short_of_time,
         "images_per_second": {p.name: trial.batch_size / one.median() for p, one in present.items()},
+        "first_seconds": {plan.name: first_seconds[plan] for plan in present},
         "left_out": {plan.name: reason for plan, reason in reasons.items()},
     }
     checkpoint.write_json(_cache_file(trial, num_classes, input_size, device, rule.threads), choice)
