@@ -68,7 +68,7 @@ def measure(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
             for one in present.values():
                 one.time_round()
         chosen = f"{choice['compile']} {choice['memory_format']}"
-        best = min(present.values(), key=lambda one: one.median())
+        best = min(present.values(), key=lambda one: one.seconds())
         rows = []
         for plan_name, one in present.items():
             ratio = stats.ratio_interval(best.rounds, one.rounds)
@@ -79,11 +79,11 @@ def measure(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
                     "precision": choice["precision"],
                     "threads": settings.threads,
                     "plan": plan_name,
-                    "images_per_second": trial.batch_size / one.median(),
+                    "images_per_second": trial.batch_size / one.seconds(),
                     "rounds": len(one.rounds),
                     "chosen": plan_name == chosen,
                     "of_the_best": ratio.mean,
-                    "planned_seconds": settings.images * present[chosen].median() / trial.batch_size,
+                    "planned_seconds": settings.images * present[chosen].seconds() / trial.batch_size,
                     "choosing_seconds": seconds,
                     "first_seconds": choice["first_seconds"].get(plan_name, ""),
                     "left_out": choice["left_out"].get(plan_name, ""),

@@ -14,7 +14,6 @@ import math
 import os
 import platform
 import shutil
-import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from harness.config import Trial
 from harness.errors import BadInput
 
 PARTS = ("compile", "memory_format")  # what may be measured
-TOLERANCE = {"float32": 1e-2, "bfloat16": 0.2, "float16": 0.05}  # of each gradient, relative to its norm
+TOLERANCE = {"float32": 0.05, "bfloat16": 0.2, "float16": 0.1}  # of each gradient, relative to its norm
 MARGIN = 0.03  # a plan must be so much faster than the rule's, or timing noise would choose
 SHARE, LEAST_SECONDS = 0.03, 10.0  # what measuring may cost: of the planned training, or so many seconds
 # At first, and from the cache. What is captured was compiled before, as the rule's plan.
@@ -213,13 +212,13 @@ def choose(trial: Trial, num_classes: int, input_size: int, device: torch.device
             )
     present = {plan: one for plan, one in present.items() if plan in plans}
     for number in range(ROUNDS):
-        best = min(present.values(), key=lambda one: one.median())
+        best = min(one.seconds() for one in present.values())
         for one in present.values():
             in_time = number < 2 or time.perf_counter() - started < seconds
-            if in_time and one.median() < 1.2 * best.median():
+            if in_time and (number < 2 or one.seconds() < 1.2 * best):
                 one.time_round()
-    best_plan = min(present, key=lambda plan: present[plan].median())
-    if rule in present and present[best_plan].median() > (1 - MARGIN) * present[rule].median():
+    best_plan = min(present, key=lambda plan: present[plan].seconds())
+    if rule in present and present[best_plan].seconds() > (1 - MARGIN) * present[rule].seconds():
         best_plan = rule
     choice = {
         "compile": best_plan.compile,
@@ -227,7 +226,7 @@ def choose(trial: Trial, num_classes: int, input_size: int, device: torch.device
         **{part: getattr(rule, part) for part in ("device", "precision", "threads")},
         "images": images,
         "short_of_time": short_of_time,
-        "images_per_second": {p.name: trial.batch_size / one.median() for p, one in present.items()},
+        "images_per_second": {p.name: trial.batch_size / one.seconds() for p, one in present.items()},
         "first_seconds": {plan.name: first_seconds[plan] for plan in present},
         "left_out": {plan.name: reason for plan, reason in reasons.items()},
     }
@@ -327,5 +326,6 @@ class Candidate:
         sums.tolist()  # waits for the device
         self.rounds.append((time.perf_counter() - started) / count)
 
-    def median(self) -> float:
-        return statistics.median(self.rounds)
+    def seconds(self) -> float:
+        """Of a step in the fastest round: whatever else runs on the machine can only add to it."""
+        return min(self.rounds)

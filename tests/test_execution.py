@@ -17,6 +17,7 @@ SMALL = {"architecture": "final", "options": {"widths": [[4, 8], [8, 8]], "hidde
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(execution, "ROUNDS", 1)  # what is fastest is not the question here
 
 
 def test_the_configuration_comes_before_what_was_measured():
