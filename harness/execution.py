@@ -305,15 +305,15 @@ class Candidate:
         dropouts = [m for m in self.network.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
         compiled_dropouts = [m for m in self.network.modules() if isinstance(m, Dropout)]
         rates = [m.rate.clone() for m in compiled_dropouts]
-        for module in dropouts:
-            module.eval()
-        for module in compiled_dropouts:
-            module.rate.zero_()
+        for plain in dropouts:
+            plain.eval()
+        for compiled in compiled_dropouts:
+            compiled.rate.zero_()
         self.step(self.part, self.draws, 0.0)
         found = [p.grad.detach().float().clone() for p in self.network.parameters() if p.grad is not None]
         self.network.train()
-        for module, rate in zip(compiled_dropouts, rates, strict=True):
-            module.rate.copy_(rate)
+        for compiled, rate in zip(compiled_dropouts, rates, strict=True):
+            compiled.rate.copy_(rate)
         self.step(self.part, self.draws, 0.0).tolist()
         return found
 

@@ -58,8 +58,8 @@ def ledger(table: pd.DataFrame) -> Figure:
     """Where the time went. `table`: columns trial, kind, seconds; many trials become one bar of their means."""
     trials = table["trial"].nunique()
     if trials > 2 * MOST_LINES:
-        table = table.groupby("kind", sort=False, as_index=False)["seconds"].sum()
-        table = table.assign(trial=f"mean of {trials}", seconds=table["seconds"] / trials)
+        means = table.groupby("kind", sort=False)["seconds"].sum() / trials
+        table = pd.DataFrame({"trial": f"mean of {trials}", "kind": means.index, "seconds": means.to_numpy()})
         trials = 1
     figure, axis = plt.subplots(figsize=(WIDTH, 1.6 + 0.26 * trials), layout="constrained")
     kinds = list(dict.fromkeys(table["kind"]))
