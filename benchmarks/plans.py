@@ -44,7 +44,7 @@ def measure(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
         os.environ |= {"HARNESS_CACHE": cache, "TORCHINDUCTOR_CACHE_DIR": f"{cache}/compiled"}
         import torch
 
-        from harness import execution, stats
+        from harness import execution, fastest, stats
         from harness.trial import pick_device
 
         settings = Plans.model_validate(config)
@@ -53,12 +53,12 @@ def measure(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
         execution.prepare_process()
         trial = Trial(architecture=name, precision=settings.precision)
         started = time.perf_counter()
-        choice = execution.choose(trial, 10, 32, device, settings.images)
+        choice = fastest.choose(trial, 10, 32, device, settings.images)
         seconds = time.perf_counter() - started
         present = {}
-        for plan in execution.candidates(trial, device):
+        for plan in fastest.candidates(trial, device):
             try:
-                one = execution.Candidate(plan, trial, 10, 32, device)
+                one = fastest.Candidate(plan, trial, 10, 32, device)
                 one.gradients()
             except Exception as error:
                 choice["left_out"][plan.name] = str(error).splitlines()[0]

@@ -9,6 +9,7 @@ Parameters and their names stay as they are. Images may differ in number, not in
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -52,8 +53,9 @@ ACTIVATIONS: dict[Any, tuple[Function, Function]] = {
 }
 
 
+@cache
 def activation_kernels(kind):
-    """(forward, backward) over flat tensors [M]."""
+    """(forward, backward) over flat tensors [M]; one pair a process, for all layers."""
     function, derivative = ACTIVATIONS[kind]
 
     def forward(x):
@@ -65,6 +67,7 @@ def activation_kernels(kind):
     return _compiled(forward), _compiled(backward)
 
 
+@cache
 def pooling_kernels(kind):
     """(forward, backward) over rows [M, 2, W, 2, C]: M pairs of image rows of W pairs of pixels."""
     function, derivative = ACTIVATIONS[kind]
@@ -124,18 +127,7 @@ class _Pooling(torch.autograd.Function):
         return _call(ctx.kernel, x, gradient, position), None
 
 
-class Fused(nn.Module):
-    """What fused modules share: kernels made once a process and used by every layer, which differ in shape alone."""
-
-    known: dict = {}  # noqa: RUF012
-
-    def kernels(self, make, kind):
-        if (make, kind) not in self.known:
-            self.known[make, kind] = make(kind)
-        return self.known[make, kind]
-
-
-class Activation(Fused):
+class Activation(nn.Module):
     """An activation of that module's kind, on tensors of any shape."""
 
     def __init__(self, kind):
@@ -143,13 +135,12 @@ class Activation(Fused):
         self.kind = kind
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        order = (0, 2, 3, 1) if x.dim() == 4 else tuple(range(x.dim()))
-        rows = x.permute(order).contiguous()
-        y = _Activation.apply(rows.view(-1), self.kernels(activation_kernels, self.kind)).view(rows.shape)
+        rows = (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).contiguous()
+        y = _Activation.apply(rows.view(-1), activation_kernels(self.kind)).view(rows.shape)
         return y.permute(0, 3, 1, 2) if x.dim() == 4 else y
 
 
-class ActivatedPooling(Fused):
+class ActivatedPooling(nn.Module):
     """Activation (None: none), then 2x2 max pooling of images [N, C, H, W], H and W even or cut to even."""
 
     def __init__(self, kind):
@@ -162,7 +153,7 @@ class ActivatedPooling(Fused):
             x = x[:, :, : h - h % 2, : w - w % 2]
         h, w = h // 2, w // 2
         rows = x.permute(0, 2, 3, 1).contiguous().view(n * h, 2, w, 2, c)
-        y = _Pooling.apply(rows, self.kernels(pooling_kernels, self.kind))
+        y = _Pooling.apply(rows, pooling_kernels(self.kind))
         return y.view(n, h, w, c).permute(0, 3, 1, 2)
 
 

@@ -46,9 +46,6 @@ from harness.plan import Planned, Planner
 from harness.progress import Progress
 from tune_spaces import Choice, Integer, LogUniform, Uniform
 
-# A measurement takes about as long as this much training, or less.
-MEASURED_FROM_FLOP = {"cpu": 1e13, "cuda": 1e15}
-
 
 class Worker(tune.Trainable):
     """Runs one trial after another in a process that stays: a step goes on to the next validation."""
@@ -194,7 +191,7 @@ def run_planned(
     with cluster(planner.resolved.config.resources) as nodes:
         share = Share.of(planner.resolved.config.resources, nodes, of)
         configs = [planned.config for planned in trials]
-        plans = measured_plans(configs, of, run, share, progress, address=planner.resolved.config.resources.address)
+        plans = _plans(configs, of, planner, run, share, progress)
         jobs = [_trial_config(planned, planner, run, share, plans)["job"] for planned in trials]
         space = {"job": tune.grid_search(jobs), "threads": share.threads}
         _fit(
@@ -220,8 +217,7 @@ def run_suggested(indices: Sequence[int], planner: Planner, run: results.RunDire
     with cluster(planner.resolved.config.resources) as nodes:
         share = Share.of(planner.resolved.config.resources, nodes, search.samples)
         base = planner.trial("search", {}).config
-        address = planner.resolved.config.resources.address
-        plans = measured_plans([base], search.samples, run, share, progress, address=address)
+        plans = _plans([base], search.samples, planner, run, share, progress)
 
         def make(changes: dict[str, Any], index: int) -> dict[str, Any]:
             planned = planner.trial("search", changes, index=index)
@@ -291,89 +287,19 @@ def _scheduler(search: Search, planner: Planner):
     )
 
 
-def measured_plans(
-    configs: Sequence[Trial],
-    of: int,
-    run: results.RunDirectory,
-    share: "Share",
-    progress: Progress,
-    *,
-    address: str | None,
+def _plans(
+    configs: Sequence[Trial], of: int, planner: Planner, run: results.RunDirectory, share: "Share", progress: Progress
 ) -> dict[str, dict[str, Any]]:
-    """How the trials of each architecture run: as recorded in the run, or as decided and recorded now.
+    """How the trials of each architecture run, what is to be measured measured in the place of a trial."""
+    from harness import fastest
 
-    Where the training that is planned is long enough, one process measures, in the place of a trial, on the first
-    configuration of each architecture; else the rule decides. Either way it stays so for the whole run.
-    """
-    recorded = run.configuration()
-    assert recorded is not None
-    data, plans = recorded["data"], recorded.get("plans", {})
-    for config in {config.architecture: config for config in reversed(configs)}.values():
-        images = of * config.epochs * data["train"]
-        is_open = config.compile == "auto" or (config.compile == "off" and config.memory_format == "auto")
-        if config.architecture in plans or config.plan == "rule" or not is_open:
-            continue
-        if images * _training_flop(config, data) < MEASURED_FROM_FLOP[share.device]:
-            plans[config.architecture] = {"by_rule": "too little training to measure for"}
-            run.add_plan(config.architecture, plans[config.architecture])
-            continue
-        started = time.monotonic()
-        images /= min(of, share.at_once)
-        choice = None if address else _remembered_plan(config, data, share, images)
-        if choice is None:
-            progress.status(f"measuring how {config.architecture} trains fastest on this device")
-            request = {"num_cpus": share.request["cpu"], "num_gpus": share.request["gpu"], "max_calls": 1}
-            arguments = config.model_dump(mode="json"), len(data["classes"]), data["input_size"], share.device
-            try:
-                choice = ray.get(ray.remote(**request)(_measure_plan).remote(*arguments, share.threads, images))
-            except ray.exceptions.RayError as error:
-                choice = {"by_rule": str(error).strip().splitlines()[-1]}
-        choice["seconds"] = time.monotonic() - started
-        run.add_plan(config.architecture, choice)
-        plans[config.architecture] = choice
-        if "by_rule" in choice:
-            progress.line(f"plan for {config.architecture}: by rule: {choice['by_rule']}")
-        else:
-            speeds = ", ".join(f"{name} {speed:,.0f}" for name, speed in choice["images_per_second"].items())
-            progress.line(
-                f"plan for {config.architecture}: {choice['compile']} {choice['memory_format']}; images/s: {speeds}"
-            )
-    return plans
+    def in_the_place_of_a_trial(function, *arguments):
+        task = ray.remote(num_cpus=share.request["cpu"], num_gpus=share.request["gpu"], max_calls=1)(function)
+        return ray.get(task.remote(*arguments))
 
-
-def _training_flop(config: Trial, data: dict[str, Any]) -> float:
-    """Of one image: forward, and about twice as much backward; a multiply-add is two."""
-    from architectures._summary import summarize
-    from harness import plugins
-
-    network = plugins.build_network(config, len(data["classes"]), data["input_size"], restoring=True)
-    return 6.0 * summarize(network, data["input_size"]).macs
-
-
-def _remembered_plan(config: Trial, data: dict[str, Any], share: "Share", images: float) -> dict[str, Any] | None:
-    """From this machine's cache; where the device is another node's, only a process there can know."""
-    import torch
-
-    from harness import execution
-
-    if share.device != "cpu":
-        return None
-    device = torch.device(share.device)
-    return execution.remembered(config, len(data["classes"]), data["input_size"], device, images, share.threads)
-
-
-def _measure_plan(
-    config: dict[str, Any], classes: int, side: int, device: str, threads: int, images: float
-) -> dict[str, Any]:
-    """Runs in a worker process."""
-    import torch
-
-    from harness import execution
-    from harness.trial import pick_device
-
-    torch.set_num_threads(threads)
-    execution.prepare_process()
-    return execution.choose(Trial.model_validate(config), classes, side, pick_device(device), images)
+    here = share.device == "cpu" and not planner.resolved.config.resources.address
+    place = fastest.Place(share.device, share.threads, min(of, share.at_once), here)
+    return fastest.plans_of_run(configs, of, run, place, progress, in_the_place_of_a_trial)
 
 
 def _trial_config(

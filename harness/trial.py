@@ -36,7 +36,7 @@ class Job:
 
     `folder`: where trial.json, history.csv and model.safetensors go; None keeps everything in memory.
     `fingerprint`: of the images that are meant; others are an error. `read_test`: evaluate the kept weights on the
-    test images at the end. `plan`: what execution.choose found for the parts that the configuration leaves open.
+    test images at the end. `plan`: what fastest.choose found for the parts that the configuration leaves open.
     """
 
     config: Trial

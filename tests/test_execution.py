@@ -4,10 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness import datasets, execution, kernels, results
+from harness import datasets, execution, fastest, kernels, results
 from harness.config import Data, Trial
 from harness.errors import BadInput
-from harness.execution import Plan, candidates, choose, remembered
+from harness.execution import Plan
+from harness.fastest import candidates, choose, remembered
 from harness.trial import Job, train
 
 CPU = torch.device("cpu")
@@ -17,7 +18,7 @@ SMALL = {"architecture": "final", "options": {"widths": [[4, 8], [8, 8]], "hidde
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
-    monkeypatch.setattr(execution, "ROUNDS", 1)  # what is fastest is not the question here
+    monkeypatch.setattr(fastest, "ROUNDS", 1)  # what is fastest is not the question here
 
 
 def test_the_configuration_comes_before_what_was_measured():
@@ -105,9 +106,14 @@ def test_chosen_once_and_remembered():
 def test_a_candidate_that_computes_something_else_is_left_out(monkeypatch, precision, wrong):
     """Planted faults in Mish; without one the candidate stays."""
     monkeypatch.setitem(kernels.ACTIVATIONS, torch.nn.Mish, wrong)
-    monkeypatch.setattr(kernels.Fused, "known", {})
-    with torch.compiler.set_stance("force_eager"):
-        choice = choose(Trial(**SMALL, precision=precision), 10, 16, CPU, images=1e9)
+    kernels.activation_kernels.cache_clear()
+    kernels.pooling_kernels.cache_clear()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            choice = choose(Trial(**SMALL, precision=precision), 10, 16, CPU, images=1e9)
+    finally:
+        kernels.activation_kernels.cache_clear()
+        kernels.pooling_kernels.cache_clear()
     right = wrong == (kernels.mish, kernels.mish_derivative)
     assert ("kernels channels_last" in choice["images_per_second"]) == right
     assert right or "does not compute the same" in choice["left_out"]["kernels channels_last"]

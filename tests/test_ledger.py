@@ -48,7 +48,6 @@ def test_ledgers_of_a_run(small_run):
     run, _ = small_run
     for record in records(run):
         ledger = record["timing"]["ledger"]
-        assert sum(ledger.values()) == pytest.approx(record["timing"]["wall_seconds"], rel=0.01)
         assert ("worker start" in ledger) != ("queue" in ledger)  # a new process, or one that stayed
     assert "Where the time of each trial went" in (run / "report" / "index.html").read_text()
     assert (run / "report" / "figures" / "ledger.png").stat().st_size > 10_000
@@ -130,9 +129,13 @@ def test_a_sweep_of_short_trials_is_mostly_training(tmp_path):
     done = command("-m", "harness.tune", "space=sweep.py", "run=run", "stages=[search]", cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     total: dict[str, float] = {}
+    files = {r["id"]: tmp_path / "run" / "trials" / r["id"] / "trial.json" for r in records(tmp_path / "run")}
+    ends = {name: file.stat().st_mtime for name, file in files.items()}
     for record in records(tmp_path / "run"):
-        ledger = record["timing"]["ledger"]
-        assert sum(ledger.values()) == pytest.approx(record["timing"]["wall_seconds"], rel=0.01)
+        ledger, wall = record["timing"]["ledger"], record["timing"]["wall_seconds"]
+        if "queue" in ledger:  # it took from the end of another one in its process until its own
+            began = ends[record["id"]] - wall
+            assert min(abs(began - end) for end in ends.values()) <= 0.01 * wall + 0.02  # the writing of two files
         for kind, seconds in ledger.items():
             total[kind] = total.get(kind, 0.0) + seconds
     before = total.pop("worker start")  # until then no trial had started
