@@ -70,7 +70,7 @@ def plans_of_run(
         network = plugins.build_network(config, classes, side, restoring=True)
         # Backward is about twice the work of forward, and a multiply-add two operations.
         if 6.0 * summarize(network, side).macs * images < MEASURED_FROM_FLOP[place.device]:
-            choice = {"by_rule": "too little training to measure for"}
+            choice: dict[str, Any] = {"by_rule": "too little training to measure for"}
         else:
             each = images / place.at_once
             device = torch.device(place.device)
