@@ -76,13 +76,13 @@ def test_augmentation_costs_little_of_a_step(benchmark):
 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="the kernels are for CPUs")
-def test_fused_kernels_make_a_step_shorter(benchmark):
-    """Mish and max pooling as one kernel each way: a step of `final` takes at most nine tenths of the eager one."""
+def test_own_kernels_make_a_step_shorter(benchmark):
+    """Mish, max pooling and convolutions of our own: a step of `final` takes at most 0.65 of the eager one."""
     arms = {mode: training_step("final", precision="float32", compile=mode) for mode in ("off", "kernels")}
     rounds = benchmark.pedantic(timing.interleave, args=(arms, 6, 0.05, 0), rounds=1)
     fastest = {arm: min(r.seconds / r.calls for r in rounds if r.arm == arm) for arm in arms}
     benchmark.extra_info["ratio"] = fastest["kernels"] / fastest["off"]
-    assert fastest["kernels"] < 0.9 * fastest["off"]
+    assert fastest["kernels"] < 0.65 * fastest["off"]
 
 
 @pytest.fixture(scope="module")

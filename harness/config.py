@@ -92,8 +92,8 @@ class Trial(Strict):
         "auto", "off", "kernels", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "captured"
     ] = Field(
         "auto",
-        description="torch.compile's mode; kernels: activations and poolings alone (CPU); captured: the whole step as "
-        "one CUDA graph",
+        description="torch.compile's mode; kernels: the harness's own activations, poolings and convolutions (CPU); "
+        "captured: the whole step as one CUDA graph",
     )
     memory_format: Literal["auto", "channels_last", "contiguous"] = Field("auto", description="NHWC or NCHW in memory")
     validations_per_epoch: int = Field(2, ge=1, description="evenly spaced, the last at the epoch's end")

@@ -28,7 +28,7 @@ COMPILER = {"cpu": ("CXX", "g++", "clang++"), "cuda": ("CC", "gcc", "clang", "cc
 
 @dataclass(frozen=True)
 class Plan:
-    """`compile`: off; kernels (activations and poolings alone, on CPU); a mode of torch.compile for the network; or
+    """`compile`: off; kernels (those of harness/kernels.py, on CPU); a mode of torch.compile for the network; or
     captured (the whole step as one CUDA graph). `source`: why so: rule, measured, or why what was measured is not
     followed here."""
 
@@ -102,7 +102,7 @@ def prepare_process() -> None:
     By default glibc hands large freed blocks back to the system, so that each step faults its activations in anew.
     """
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(_compiled_folder())
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiled_folder())
     os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # else each process compiles a test of the CPU's vectors
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -111,7 +111,7 @@ def prepare_process() -> None:
         libc.mallopt(trim_threshold, 1 << 30)
 
 
-def _compiled_folder() -> Path:
+def compiled_folder() -> Path:
     """Of this user and node alone: compiled code fits the machine that made it."""
     folder = datasets.cache_folder("compiled") / platform.node()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -120,14 +120,14 @@ def _compiled_folder() -> Path:
 
 def compiled_mark(plan: Plan, shape: str) -> Path:
     """The file that is there once a network of that shape has been compiled on this node for that plan."""
-    return _compiled_folder() / f"{shape}-{plan.compile}.done"
+    return compiled_folder() / f"{shape}-{plan.compile}.done"
 
 
 @contextlib.contextmanager
 def compiling(plan: Plan, shape: str) -> Iterator[None]:
     """Around a trial's first step. Of the processes of a node one compiles a network of that `shape` (see `shape_key`);
     the others wait, then load what it compiled from the cache."""
-    if plan.compile == "off":
+    if plan.compile in ("off", "kernels"):
         yield
         return
     from filelock import FileLock

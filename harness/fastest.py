@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from architectures._summary import summarize
-from harness import checkpoint, datasets, execution, plugins, results
+from harness import checkpoint, datasets, execution, kernels, plugins, results
 from harness.config import Trial
 from harness.execution import Plan, compiled_mark, compiler, compiling, shape_key
 from harness.progress import Progress
@@ -28,7 +28,7 @@ TOLERANCE = {"float32": 0.05, "bfloat16": 0.2, "float16": 0.1}  # of each gradie
 MARGIN = 0.03  # a plan must be so much faster than the rule's, or timing noise would choose
 SHARE, LEAST_SECONDS = 0.03, 10.0  # what measuring may cost: of the planned training, or so many seconds
 # At first, and from the cache. What is captured was compiled before, as the rule's plan.
-COMPILE_SECONDS = {"off": (0.0, 0.0), "kernels": (16.0, 6.0), "default": (45.0, 15.0), "captured": (8.0, 8.0)}
+COMPILE_SECONDS = {"off": (0.0, 0.0), "kernels": (8.0, 0.0), "default": (45.0, 15.0), "captured": (8.0, 8.0)}
 ROUNDS = 5
 MEASURED_FROM_FLOP = {"cpu": 1e13, "cuda": 1e15}  # of planned training: with less, measuring takes as long
 
@@ -139,7 +139,8 @@ def choose(trial: Trial, num_classes: int, input_size: int, device: torch.device
     first_seconds: dict[Plan, float] = {}  # to build, compile and take two steps
     seconds, reference, short_of_time = LEAST_SECONDS, None, False
     for plan in dict.fromkeys([eager, *plans]):
-        cost = COMPILE_SECONDS[plan.compile][compiled_mark(plan, shape).exists()]
+        mark = kernels.library_file() if plan.compile == "kernels" else compiled_mark(plan, shape)
+        cost = COMPILE_SECONDS[plan.compile][mark.exists()]
         if plan not in (eager, rule) and time.perf_counter() - started + cost > seconds:
             reasons[plan] = f"may cost {cost:.0f} s, more than measuring may"
             short_of_time = True

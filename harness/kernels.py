@@ -1,168 +1,296 @@
-"""Activation and pooling as one compiled kernel each way, for CPUs: `fuse(network)` puts them into a network.
+"""Activations, max pooling and convolutions as kernels of our own, for CPUs: `fuse(network)` puts them into a network.
 
-PyTorch's CPU kernels for Mish and for 2x2 max pooling move far more memory and time than their arithmetic needs, and
-torch.compile of a whole network, which could fuse them, turns max pooling into scalar code. Here the forward and the
-backward pass are each a small function that torch.compile vectorises: channels last, no partitioner between them, and
-what backward needs (the input, which of the four was largest) is decided here. Values and gradients are those of
-PyTorch to rounding, of equal pixels the first counts as there; under bfloat16 the largest is found before rounding.
-Parameters and their names stay as they are. Images may differ in number, not in size, without a new compilation.
+PyTorch's CPU kernels for Mish and for 2x2 max pooling move far more memory and time than their arithmetic needs;
+torch.compile, which could fuse them, turns max pooling into scalar code. Its convolutions are near the processor's
+limit: what is left is to multiply less, with Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308), whose
+matrix products stay PyTorch's own. kernels.cpp beside this file has the loops; they are compiled once per machine.
+
+Values and gradients are those of PyTorch to rounding; Winograd's rounding error is some ten times that of a direct
+convolution in float32, far below bfloat16's. Of equal pixels the first counts as in PyTorch; under bfloat16 the
+largest is found before rounding. Parameters and their names stay as they are.
 """
 
-from collections.abc import Callable
+import ctypes
+import hashlib
+import math
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
-Function = Callable[[torch.Tensor], torch.Tensor]
-CUT = 20.0  # from there on mish(x) == x in float32
+from harness import execution, results
 
+SOURCE = Path(__file__).with_suffix(".cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared")
+LANES = 16  # channels at a time in the Winograd transforms
 
-def mish(x: torch.Tensor) -> torch.Tensor:
-    """X * tanh(softplus(x)) with one exponential: tanh(log(1 + e)) = n / (n + 2), where n = e * (e + 2)."""
-    e = torch.exp(x.clamp(max=CUT))
-    n = e * (e + 2)
-    return x * (n / (n + 2))
+# Kernel size -> outputs a side of a tile, and the points at which the polynomials are evaluated (and infinity).
+WINOGRAD = {3: (4, "0 1 -1 2 -2"), 5: (4, "0 1 -1 2 -2 1/2 -1/2")}
+# A convolution of C to K channels gains where C * K / (C + K) is at least so much: what is saved grows with the
+# product, what the transforms move with the sum.
+LEAST_CHANNELS = 20.0
+LEAST_USED = 0.7  # of the pixels that whole tiles cover
+CACHE = 4 << 20  # bytes of transformed images at a time and thread
 
-
-def mish_derivative(x: torch.Tensor) -> torch.Tensor:
-    e = torch.exp(x.clamp(max=CUT))
-    n = e * (e + 2)
-    d = n + 2
-    return (n * d + 4 * x * e * (e + 1)) / (d * d)
-
-
-def relu(x: torch.Tensor) -> torch.Tensor:
-    return x.clamp(min=0)
+Matrix = list[list[Fraction]]
 
 
-def relu_derivative(x: torch.Tensor) -> torch.Tensor:
-    return torch.where(x > 0, 1.0, 0.0)
+def cook_toom(m: int, r: int, points: Sequence[Fraction]) -> tuple[Matrix, Matrix, Matrix]:
+    """(A', G, B') of F(m, r): m outputs of a correlation with r weights are A' [(G w) * (B' x)].
 
+    n = m + r - 1 inputs, n - 1 `points` and infinity. A' is m x n, G n x r, B' n x n.
+    """
+    one, zero = Fraction(1), Fraction(0)
 
-def same(x: torch.Tensor) -> torch.Tensor:
-    return x
+    def product(of: Sequence[Fraction]) -> list[Fraction]:
+        """Coefficients of the polynomial with these roots, the constant first."""
+        found = [one]
+        for root in of:
+            found = [a - root * b for a, b in zip([zero, *found], [*found, zero], strict=True)]
+        return found
 
-
-# Kind of module (None: no activation) -> (function, derivative)
-ACTIVATIONS: dict[Any, tuple[Function, Function]] = {
-    nn.ReLU: (relu, relu_derivative),
-    nn.Mish: (mish, mish_derivative),
-    None: (same, torch.ones_like),
-}
-
-
-@cache
-def activation_kernels(kind):
-    """(forward, backward) over flat tensors [M]; one pair a process, for all layers."""
-    function, derivative = ACTIVATIONS[kind]
-
-    def forward(x):
-        return function(x.float()).to(x.dtype)
-
-    def backward(x, gradient):
-        return (gradient.float() * derivative(x.float())).to(x.dtype)
-
-    return _compiled(forward), _compiled(backward)
+    others = [[p for p in points if p != point] for point in points]
+    a = [[point**i for point in points] + [one if i == m - 1 else zero] for i in range(m)]
+    g = [
+        [p**k / math.prod((p - q for q in rest), start=one) for k in range(r)]
+        for p, rest in zip(points, others, strict=True)
+    ]
+    b = [[*product(rest), zero] for rest in others]
+    return a, [*g, [zero] * (r - 1) + [one]], [*b, product(points)]
 
 
 @cache
-def pooling_kernels(kind):
-    """(forward, backward) over rows [M, 2, W, 2, C]: M pairs of image rows of W pairs of pixels."""
-    function, derivative = ACTIVATIONS[kind]
+def _source() -> str:
+    """kernels.cpp, and the `Transform<R>` that it needs before it."""
 
-    def forward(x):
-        a, b, c, d = (function(x[:, i, :, j].float()) for i in (0, 1) for j in (0, 1))
-        largest = torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
-        # As a float like the data: vector code for bytes beside floats is slow. The first of equals counts.
-        position = torch.where(a == largest, 0.0, torch.where(b == largest, 1.0, torch.where(c == largest, 2.0, 3.0)))
-        return largest.to(x.dtype), position.to(x.dtype)
+    def table(name: str, matrix: Matrix) -> str:
+        rows = ", ".join("{" + ", ".join(f"{float(v)!r}f" for v in row) + "}" for row in matrix)
+        return f"static constexpr float {name}[{len(matrix)}][{len(matrix[0])}] = {{{rows}}};"
 
-    def backward(x, gradient, position):
-        pixel = torch.arange(2, dtype=torch.float32)
-        here = (2 * pixel[:, None, None, None] + pixel[:, None]).to(x.dtype)  # [2, 1, 2, 1]
-        full = gradient[:, None, :, None].float() * derivative(x.float())
-        return torch.where(position[:, None, :, None] == here, full, 0.0).to(x.dtype)
+    def turned(matrix: Matrix) -> Matrix:
+        return [list(column) for column in zip(*matrix, strict=True)]
 
-    return _compiled(forward), _compiled(backward)
-
-
-def _compiled(function):
-    """Dimensions are fixed but for those marked dynamic: what is compiled depends on no shape that came before."""
-    return torch.compile(function, dynamic=False)
+    text = "template <int R> struct Transform;\n"
+    for r, (m, points) in WINOGRAD.items():
+        a, g, b = cook_toom(m, r, [Fraction(p) for p in points.split()])
+        named = {"A": a, "At": turned(a), "G": g, "Gt": turned(g), "B": b}
+        tables = " ".join(table(name, matrix) for name, matrix in named.items())
+        text += f"template <> struct Transform<{r}> {{ static constexpr int M = {m}; {tables} }};\n"
+    return text + SOURCE.read_text()
 
 
-def _call(kernel, *tensors: torch.Tensor):
-    """With any number of images, and the same code whether autograd looks on or not."""
-    given = [tensor.detach().contiguous() for tensor in tensors]
-    for tensor in given:
-        torch._dynamo.maybe_mark_dynamic(tensor, 0)
-    return kernel(*given)
+def library_file() -> Path:
+    """Where kernels.cpp is, or will be, compiled for this processor."""
+    known = "\0".join([_source(), execution.compiler("cpu") or "", results.environment()["cpu"], *FLAGS])
+    return execution.compiled_folder() / f"kernels-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """kernels.cpp compiled for this processor, from the cache or now. RuntimeError where that fails."""
+    compiler, file = execution.compiler("cpu"), library_file()
+    if compiler is None:
+        raise RuntimeError("no C++ compiler on this machine")
+    if not file.exists():
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            made = Path(folder) / "kernels.so"
+            for openmp in (["-fopenmp"], []):  # some compilers come without it
+                command = [compiler, *FLAGS, *openmp, "-x", "c++", "-", "-o", str(made)]
+                done = subprocess.run(command, input=_source(), capture_output=True, text=True)
+                if done.returncode == 0:
+                    break
+            else:
+                raise RuntimeError(f"{compiler} failed: {(done.stderr.strip().splitlines() or ['no message'])[0]}")
+            os.replace(made, file)
+    return ctypes.CDLL(str(file))
+
+
+def _call(name: str, *arguments: torch.Tensor | int | None) -> None:
+    """That function of kernels.cpp, on contiguous tensors and int64 numbers, with this process's number of threads."""
+    given: list[Any] = [
+        ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(a if a is None else a.data_ptr())
+        for a in (*arguments, torch.get_num_threads())
+    ]
+    getattr(library(), name)(*given)
+
+
+def _suffix(x: torch.Tensor) -> str:
+    return {torch.float32: "float", torch.bfloat16: "bfloat16"}[x.dtype]
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """[N, C, H, W] -> contiguous [N, H, W, C]; a view where it is channels_last."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _images(rows: torch.Tensor) -> torch.Tensor:
+    return rows.permute(0, 3, 1, 2)
 
 
 class _Activation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, kernels):
+    def forward(ctx, x, kind):
+        y = torch.empty_like(x)
+        _call(f"{kind}_{_suffix(x)}", x, y, x.numel())
         ctx.save_for_backward(x)
-        ctx.kernel = kernels[1]
-        return _call(kernels[0], x)
+        ctx.kind = kind
+        return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
-        return _call(ctx.kernel, *ctx.saved_tensors, gradient), None
+        (x,) = ctx.saved_tensors
+        dx = torch.empty_like(x)
+        _call(f"{ctx.kind}_backward_{_suffix(x)}", x, gradient.contiguous(), dx, x.numel())
+        return dx, None
 
 
 class _Pooling(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, kernels):
-        largest, position = _call(kernels[0], x)
+    def forward(ctx, x, kind):
+        n, h, w, c = x.shape
+        y = x.new_empty(n, h // 2, w // 2, c)
+        position = torch.empty_like(y, dtype=torch.uint8)
+        _call(f"{kind}_pool_{_suffix(x)}", x, y, position, n, h, w, c)
         ctx.save_for_backward(x, position)
-        ctx.kernel = kernels[1]
-        return largest
+        ctx.kind = kind
+        return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         x, position = ctx.saved_tensors
-        return _call(ctx.kernel, x, gradient, position), None
+        dx = torch.zeros_like(x) if x.shape[1] % 2 or x.shape[2] % 2 else torch.empty_like(x)
+        _call(f"{ctx.kind}_pool_backward_{_suffix(x)}", x, gradient.contiguous(), position, dx, *x.shape)
+        return dx, None
+
+
+class _Convolution(torch.autograd.Function):
+    """Images [N, H, W, C] with filters [K, C, R, R] and padding p -> [N, H + 2p - R + 1, W + 2p - R + 1, K]."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, padding):
+        k, _, r, _ = weight.shape
+        y = x.new_empty(x.shape[0], *(side + 2 * padding - r + 1 for side in x.shape[1:3]), k)
+        u = _filters(weight).transpose(1, 2)
+        for some, out in _in_cache(weight, x, y):
+            _assemble(torch.bmm(_tiles("input", r, some, y.shape, padding), u), r, out, bias)
+        ctx.save_for_backward(x, weight)
+        ctx.padding = padding
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        k, c, r, _ = weight.shape
+        gradient = gradient.contiguous()
+        dx = dw = db = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.empty_like(x)
+            u = _filters(weight, turned=True)
+            for some, out in _in_cache(weight, gradient, dx):
+                _assemble(torch.bmm(_tiles("input", r, some, x.shape, r - 1 - ctx.padding), u), r, out)
+        if ctx.needs_input_grad[1]:
+            du = x.new_zeros((WINOGRAD[r][0] + r - 1) ** 2, k, c)
+            for some, out in _in_cache(weight, x, gradient):
+                dm = _tiles("output_backward", r, out, gradient.shape)
+                du.baddbmm_(dm.transpose(1, 2), _tiles("input", r, some, gradient.shape, ctx.padding))
+            dw = torch.empty_like(weight, memory_format=torch.channels_last)
+            _call(f"winograd_filter_backward_{r}", du, dw, k, c)
+        if ctx.needs_input_grad[2]:
+            db = gradient.sum((0, 1, 2))
+        return dx, dw, db, None
+
+
+def _in_cache(weight: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Some of the images of both at a time, so that transformed they stay in the processor's cache; at least as much of
+    them as there is of the filters."""
+    k, c, r, _ = weight.shape
+    each = math.prod(_grid(r, y.shape)) * (c + k)
+    room = CACHE * torch.get_num_threads() // (4 * (WINOGRAD[r][0] + r - 1) ** 2)
+    count = max(1, max(room, c * k) // each)
+    yield from zip(x.split(count), y.split(count), strict=True)
+
+
+def _grid(r: int, shape: Sequence[int]) -> list[int]:
+    """Tiles down and across, for outputs [N, H, W, K] of that shape."""
+    return [math.ceil(side / WINOGRAD[r][0]) for side in shape[1:3]]
+
+
+def _tiles(kernel: str, r: int, x: torch.Tensor, shape: Sequence[int], *padding: int) -> torch.Tensor:
+    """The transformed tiles [n * n, tiles, C] of images [N, H, W, C], for outputs of that shape."""
+    down, across = _grid(r, shape)
+    v = x.new_empty((WINOGRAD[r][0] + r - 1) ** 2, x.shape[0] * down * across, x.shape[3])
+    _call(f"winograd_{kernel}_{r}", x, v, *x.shape, down, across, *padding)
+    return v
+
+
+def _assemble(v: torch.Tensor, r: int, y: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    """Images y [N, H, W, C] from [n * n, tiles, C]."""
+    _call(f"winograd_output_{r}", v, bias, y, *y.shape, *_grid(r, y.shape))
+
+
+def _filters(weight: torch.Tensor, turned: bool = False) -> torch.Tensor:
+    """[K, C, R, R] -> [n * n, K, C]; `turned` by 180 degrees, as backward needs them."""
+    k, c, r, _ = weight.shape
+    u = weight.new_empty((WINOGRAD[r][0] + r - 1) ** 2, k, c)
+    _call(f"winograd_filter_{r}", weight.contiguous(memory_format=torch.channels_last), u, k, c, int(turned))
+    return u
 
 
 class Activation(nn.Module):
-    """An activation of that module's kind, on tensors of any shape."""
-
-    def __init__(self, kind):
-        super().__init__()
-        self.kind = kind
+    """Mish, on tensors of any shape."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).contiguous()
-        y = _Activation.apply(rows.view(-1), activation_kernels(self.kind)).view(rows.shape)
-        return y.permute(0, 3, 1, 2) if x.dim() == 4 else y
+        if x.dim() == 4:
+            return _images(_Activation.apply(_rows(x), "Mish"))
+        return _Activation.apply(x.contiguous(), "Mish")
 
 
 class ActivatedPooling(nn.Module):
-    """Activation (None: none), then 2x2 max pooling of images [N, C, H, W], H and W even or cut to even."""
+    """An activation (ReLU, Mish, Same: none), then 2x2 max pooling of images [N, C, H, W]; odd sides are cut."""
 
-    def __init__(self, kind):
+    def __init__(self, kind: str):
         super().__init__()
         self.kind = kind
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, c, h, w = x.shape
-        if h % 2 or w % 2:
-            x = x[:, :, : h - h % 2, : w - w % 2]
-        h, w = h // 2, w // 2
-        rows = x.permute(0, 2, 3, 1).contiguous().view(n * h, 2, w, 2, c)
-        y = _Pooling.apply(rows, pooling_kernels(self.kind))
-        return y.view(n, h, w, c).permute(0, 3, 1, 2)
+        return _images(_Pooling.apply(_rows(x), self.kind))
+
+
+class WinogradConvolution(nn.Module):
+    """The given convolution, with its parameters; where Winograd does not gain, PyTorch computes it."""
+
+    def __init__(self, convolution: nn.Conv2d):
+        super().__init__()
+        self.weight, self.bias = convolution.weight, convolution.bias
+        self.padding = int(convolution.padding[0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        r = self.weight.shape[2]
+        size = [side + 2 * self.padding - r + 1 for side in x.shape[2:]]
+        covered = math.prod(_grid(r, [0, *size])) * WINOGRAD[r][0] ** 2
+        if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or math.prod(size) < LEAST_USED * covered:
+            return nn.functional.conv2d(x, self.weight, self.bias, padding=self.padding)
+        return _images(_Convolution.apply(_rows(x), self.weight, self.bias, self.padding))
 
 
 def fuse(network: nn.Module) -> nn.Module:
-    """The network with its Mish activations and 2x2 max poolings replaced, in place.
+    """The network with its Mish activations, 2x2 max poolings and wide convolutions replaced, in place.
 
     Inside nn.Sequential a ReLU or Mish right before a pooling goes into its kernel. Containers keep their length, so
     that the names of all parameters stay.
     """
+    library()
     for module in list(network.modules()):
         names = list(module._modules)
         for name, following in zip(names, [*names, None][1:], strict=True):
@@ -171,12 +299,31 @@ def fuse(network: nn.Module) -> nn.Module:
             after = module._modules[following] if following and in_sequence else None
             if type(child) in (nn.ReLU, nn.Mish) and following is not None and _is_2x2(after):
                 module._modules[name] = nn.Identity()
-                module._modules[following] = ActivatedPooling(type(child))
+                module._modules[following] = ActivatedPooling(type(child).__name__)
             elif type(child) is nn.Mish:
-                module._modules[name] = Activation(nn.Mish)
+                module._modules[name] = Activation()
             elif _is_2x2(child):
-                module._modules[name] = ActivatedPooling(None)
+                module._modules[name] = ActivatedPooling("Same")
+            elif type(child) is nn.Conv2d and _gains(child):
+                module._modules[name] = WinogradConvolution(child)
     return network
+
+
+def _gains(convolution: nn.Conv2d) -> bool:
+    """Whether Winograd can compute it, and moves less than it saves."""
+    c, k, (r, other) = convolution.in_channels, convolution.out_channels, convolution.kernel_size
+    padding = convolution.padding
+    return (
+        r == other
+        and r in WINOGRAD
+        and c % LANES == k % LANES == 0
+        and c * k / (c + k) >= LEAST_CHANNELS
+        and convolution.stride == convolution.dilation == (1, 1)
+        and convolution.groups == 1
+        and convolution.padding_mode == "zeros"
+        and not isinstance(padding, str)
+        and padding[0] == padding[1] < r
+    )
 
 
 def _is_2x2(module: nn.Module | None) -> bool:

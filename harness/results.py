@@ -41,6 +41,7 @@ CODE = (
     "harness/step.py",
     "harness/execution.py",
     "harness/kernels.py",
+    "harness/kernels.cpp",
     "harness/datasets",
     "architectures",
 )

@@ -162,11 +162,11 @@ def prepare(network: nn.Module, plan: Plan, device: torch.device) -> tuple[nn.Mo
     rates alone is poured into it, and nothing is compiled again. torch.compile falls back to eager after so many
     recompilations with a mere warning; here that is an error.
     """
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    torch._dynamo.config.recompile_limit = 64  # counted per function, which networks and layers share
     if plan.compile in ("off", "kernels"):
         network = to_device(kernels.fuse(network) if plan.compile == "kernels" else network, device, plan.memory_format)
         return network, network
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    torch._dynamo.config.recompile_limit = 64  # counted per function, which networks and layers share
     for module in list(network.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:

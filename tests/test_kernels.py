@@ -1,4 +1,7 @@
-"""Fused activations and poolings against PyTorch's own: values, gradients, ties, and the networks they go into."""
+"""The harness's own kernels against PyTorch's: values, gradients, ties, and the networks they go into."""
+
+import copy
+from fractions import Fraction
 
 import pytest
 import torch
@@ -6,16 +9,9 @@ from torch import nn
 
 from harness import kernels, plugins
 from harness.config import Trial
-from harness.kernels import ActivatedPooling, Activation, fuse
+from harness.kernels import ActivatedPooling, Activation, WinogradConvolution, fuse
 
 OPTIONS = {"transfer": {"resize": 32}}
-
-
-@pytest.fixture
-def uncompiled():
-    """The kernels' formulas alone: compiling them takes seconds, and a slow test does it."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def images(dtype, side=(8, 6), ties=False, shape=(3, 5)):
@@ -49,29 +45,34 @@ CASES = [
 
 def check_pooling(kind, dtype, ties, side=(8, 6), shape=(3, 5)):
     plain = nn.Sequential(kind() if kind else nn.Identity(), nn.MaxPool2d(2))
-    same(ActivatedPooling(kind), plain, images(dtype, side, ties, shape), 1e-5 if dtype == torch.float32 else 2e-2)
+    same(
+        ActivatedPooling(kind.__name__ if kind else "Same"),
+        plain,
+        images(dtype, side, ties, shape),
+        1e-5 if dtype == torch.float32 else 2e-2,
+    )
 
 
 @pytest.mark.parametrize(("kind", "dtype", "ties"), CASES)
-def test_pooling_is_pytorchs(uncompiled, kind, dtype, ties):
+def test_pooling_is_pytorchs(kind, dtype, ties):
     check_pooling(kind, dtype, ties)
 
 
 @pytest.mark.parametrize("side", [(7, 6), (6, 7), (9, 9)])
-def test_odd_sides_are_cut(uncompiled, side):
+def test_odd_sides_are_cut(side):
     check_pooling(nn.Mish, torch.float32, False, side)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 5, 4, 4), (6, 7)])
-def test_mish_is_pytorchs(uncompiled, shape, dtype):
+def test_mish_is_pytorchs(shape, dtype):
     x = (8 * torch.randn(shape, generator=torch.Generator().manual_seed(1))).to(dtype)
-    same(Activation(nn.Mish), nn.Mish(), x, 1e-5 if dtype == torch.float32 else 3e-2)
+    same(Activation(), nn.Mish(), x, 1e-5 if dtype == torch.float32 else 3e-2)
 
 
-def test_mish_far_out(uncompiled):
+def test_mish_far_out():
     x = torch.tensor([-200.0, -50.0, -20.0, -1e-8, 0.0, 1e-8, 19.9, 20.1, 50.0, 1e4])
-    same(Activation(nn.Mish), nn.Mish(), x, 1e-6)
+    same(Activation(), nn.Mish(), x, 1e-6)
 
 
 def network(name):
@@ -80,7 +81,7 @@ def network(name):
 
 
 @pytest.mark.parametrize("name", plugins.names("architectures"))
-def test_fused_network_is_the_same_function(uncompiled, name):
+def test_fused_network_is_the_same_function(name):
     plain, fused = network(name), fuse(network(name))
     assert list(plain.state_dict()) == list(fused.state_dict())
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -91,28 +92,95 @@ def test_what_is_replaced():
     kinds = [type(m).__name__ for m in fuse(network("final"))]
     assert kinds.count("Mish") == kinds.count("MaxPool2d") == 0
     assert kinds.count("ActivatedPooling") == 3
+    assert kinds.count("WinogradConvolution") == 5
     other = fuse(nn.Sequential(nn.MaxPool2d(3, 2), nn.MaxPool2d(2, ceil_mode=True), nn.SiLU(), nn.ReLU()))
     assert [type(m) for m in other] == [nn.MaxPool2d, nn.MaxPool2d, nn.SiLU, nn.ReLU]
 
 
-@pytest.mark.slow
-def test_compiled_kernels_are_pytorchs():
-    """Vector code with and without a rest; another number of images is no new compilation, in training or without."""
-    graphs = torch._dynamo.utils.counters["stats"]
-    before = graphs["unique_graphs"]
-    for kind, dtype, ties in CASES:
-        for channels in (5, 64):
-            check_pooling(kind, dtype, ties, shape=(3, channels))
-    compiled = graphs["unique_graphs"]
-    assert compiled > before
-    for kind, dtype, ties in CASES:
-        for channels in (5, 64):
-            check_pooling(kind, dtype, ties, shape=(7, channels))
-    with torch.no_grad():
-        ActivatedPooling(nn.Mish)(images(torch.float32, shape=(2, 64)))
-    assert graphs["unique_graphs"] == compiled
-    same(Activation(nn.Mish), nn.Mish(), images(torch.float32, shape=(3, 64)), 1e-5)
+@pytest.mark.parametrize(
+    ("m", "r", "points"), [(2, 3, "0 1 -1"), (4, 3, "0 1 -1 2 -2"), (4, 5, "0 1 -1 2 -2 1/2 -1/2")]
+)
+def test_cook_toom_is_exact(m, r, points):
+    """Minimal filtering in rational numbers is the correlation itself."""
+    a, g, b = kernels.cook_toom(m, r, [Fraction(p) for p in points.split()])
+    x, w = [Fraction(i * i + 1, 3) for i in range(m + r - 1)], [Fraction(5 - i, 7) for i in range(r)]
+    products = [dot(one, w) * dot(other, x) for one, other in zip(g, b, strict=True)]
+    assert [dot(row, products) for row in a] == [dot(w, x[i : i + r]) for i in range(m)]
 
 
-def test_kernels_are_made_once():
-    assert kernels.activation_kernels(nn.Mish) is kernels.activation_kernels(nn.Mish)
+def dot(one, other):
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("channels", "filters", "r", "padding", "side"),
+    [
+        (32, 64, 3, 1, (8, 8)),
+        (64, 32, 3, 1, (7, 13)),
+        (32, 64, 5, 2, (16, 8)),
+        (48, 48, 5, 2, (8, 8)),
+        (64, 64, 3, 0, (6, 10)),
+    ],
+)
+def test_convolution_is_pytorchs(monkeypatch, channels, filters, r, padding, side, threads):
+    """Outputs and gradients against float64: within 1e-5 of their norm, at any size, some images at a time."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(kernels, "CACHE", 1 << 16)
+    monkeypatch.setattr(kernels, "LEAST_USED", 0.0)
+    torch.manual_seed(0)
+    plain = nn.Conv2d(channels, filters, r, padding=padding)
+    exact = copy.deepcopy(plain).double()
+    (fused,) = fuse(nn.Sequential(plain))
+    assert isinstance(fused, WinogradConvolution)
+    x = images(torch.float32, side, shape=(5, channels))
+    found = []
+    for network, given in ((exact, x.double()), (fused, x.clone(memory_format=torch.preserve_format))):
+        given.requires_grad_()
+        y = network(given)
+        weights = torch.arange(y.numel()).reshape(y.shape).double().sin().to(y.dtype)
+        found.append((y, *torch.autograd.grad((y * weights).sum(), [given, network.weight, network.bias])))
+    for right, one in zip(*found, strict=True):
+        assert right.shape == one.shape
+        assert (one - right).norm() < 1e-5 * right.norm()
+
+
+def test_a_convolution_is_pytorchs_own_where_winograd_does_not_apply():
+    plain = nn.Conv2d(64, 64, 3, padding=1)
+    (fused,) = fuse(nn.Sequential(copy.deepcopy(plain)))
+    x = images(torch.float32, (5, 5), shape=(2, 64))  # tiles of 4 would be mostly empty
+    assert torch.equal(fused(x), plain(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        x = images(torch.float32, (8, 8), shape=(2, 64))
+        assert torch.equal(fused(x), plain(x))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stride": 2},
+        {"dilation": 2},
+        {"groups": 2},
+        {"padding_mode": "reflect"},
+        {"kernel_size": 7},
+        {"padding": "same"},
+    ]
+    + [{"in_channels": 3}, {"in_channels": 40}, {"out_channels": 16}, {"kernel_size": (3, 5)}, {"padding": (0, 1)}],
+)
+def test_convolutions_that_stay(changes):
+    convolution = nn.Conv2d(**{"in_channels": 64, "out_channels": 64, "kernel_size": 3, "padding": 1} | changes)
+    assert fuse(nn.Sequential(convolution))[0] is convolution
+
+
+def test_a_compiler_that_fails_is_an_error(monkeypatch, tmp_path):
+    (tmp_path / "cc").write_text("#!/bin/sh\necho no such flag >&2; exit 1\n")
+    (tmp_path / "cc").chmod(0o755)
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", str(tmp_path / "cc"))
+    kernels.library.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match="cc failed: no such flag"):
+            kernels.library()
+    finally:
+        kernels.library.cache_clear()
+    assert not kernels.library_file().exists()
