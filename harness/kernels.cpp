@@ -95,13 +95,13 @@ struct ReLU {  // NaN stays NaN
 
 // x * tanh(softplus(x)) with one exponential: tanh(log(1 + e)) = n / (n + 2), where n = e * (e + 2). From 20 on it is x.
 struct Mish {
-    INLINE Vector limited(Vector x) { return exponential(x > 20.0f ? (Vector){} + 20.0f : x); }
     INLINE Vector value(Vector x) {
-        const Vector e = limited(x), n = e * (e + 2.0f);
+        const Vector e = exponential(x > 20.0f ? (Vector){} + 20.0f : x), n = e * (e + 2.0f);
         return x * (n / (n + 2.0f));
     }
     INLINE Vector derivative(Vector x) {
-        const Vector e = limited(x), n = e * (e + 2.0f), d = n + 2.0f;
+        x = x > 20.0f ? (Vector){} + 20.0f : x;
+        const Vector e = exponential(x), n = e * (e + 2.0f), d = n + 2.0f;
         return (n * d + 4.0f * x * e * (e + 1.0f)) / (d * d);
     }
 };
@@ -170,9 +170,9 @@ void pool_backward(const T* x, const T* dy, const uint8_t* position, T* dx, int6
 
 // Winograd's minimal filtering F(m x m, R x R), Lavin and Gray, arXiv 1509.09308: tiles of m outputs a side need
 // n = m + R - 1 inputs a side. y = A' [(G w G') * (B' x B)] A, where the product in the middle is a matrix product over
-// the channels for each of the n * n positions. Transform<R> with `rows` m and n and the three matrices comes from
+// the channels for each of the n * n positions. Transform<R> with m, A', G, B and the transposes comes from
 // harness/kernels.py, before this file.
-//
+
 template <auto& matrix>
 constexpr int rows = std::extent_v<std::remove_reference_t<decltype(matrix)>, 0>;
 template <auto& matrix>
@@ -207,7 +207,7 @@ INLINE void transform(const Vector (&from)[Q][Q], Vector (&to)[P][P]) {
     for (int p = 0; p < P; ++p) multiply<matrix>(&turned[0][p], P, to[p]);
 }
 
-// Tiles of S x S pixels of x [N, H, W, C], m the first at -padding; zero outside -> v [n * n, tiles, C].
+// Tiles of S x S pixels of x [N, H, W, C], m apart, the first at -padding; zero outside -> v [n * n, tiles, C].
 template <auto& matrix, int m>
 INLINE void gather(const float* x, float* v, int64_t n, int64_t h, int64_t w,
                    int64_t c, int64_t down, int64_t across, int64_t padding, int64_t threads) {

@@ -3,18 +3,20 @@
 PyTorch's CPU kernels for Mish and for 2x2 max pooling move far more memory and time than their arithmetic needs;
 torch.compile, which could fuse them, turns max pooling into scalar code. Its convolutions are near the processor's
 limit: what is left is to multiply less, with Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308), whose
-matrix products stay PyTorch's own. kernels.cpp beside this file has the loops; they are compiled once per machine.
+matrix products stay PyTorch's own. kernels.cpp beside this file has the loops; they are compiled once on a node.
 
 Values and gradients are those of PyTorch to rounding; Winograd's rounding error is some ten times that of a direct
 convolution in float32, far below bfloat16's. Of equal pixels the first counts as in PyTorch; under bfloat16 the
-largest is found before rounding. Parameters and their names stay as they are.
+largest is found before rounding. Of an infinite pixel a whole Winograd tile becomes not-a-number.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import math
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -29,8 +31,8 @@ from torch.autograd.function import once_differentiable
 from harness import execution, results
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared")
-LANES = 16  # channels at a time in the Winograd transforms
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-Wno-psabi", "-fPIC", "-shared")
+LANES = 16  # channels at a time, as in kernels.cpp
 
 # Kernel size -> outputs a side of a tile, and the points at which the polynomials are evaluated (and infinity).
 WINOGRAD = {3: (4, "0 1 -1 2 -2"), 5: (4, "0 1 -1 2 -2 1/2 -1/2")}
@@ -89,32 +91,54 @@ def _source() -> str:
 
 def library_file() -> Path:
     """Where kernels.cpp is, or will be, compiled for this processor."""
-    known = "\0".join([_source(), execution.compiler("cpu") or "", results.environment()["cpu"], *FLAGS])
+    known = "\0".join([_source(), execution.compiler("cpu") or "", _instructions(), *FLAGS])
     return execution.compiled_folder() / f"kernels-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
+
+
+def _instructions() -> str:
+    """What this processor can do; two with one name may differ in it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    return results.environment()["cpu"]
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """kernels.cpp compiled for this processor, from the cache or now. RuntimeError where that fails."""
-    compiler, file = execution.compiler("cpu"), library_file()
-    if compiler is None:
-        raise RuntimeError("no C++ compiler on this machine")
-    if not file.exists():
+    """kernels.cpp compiled for this processor, from the cache or now, by one process of a node while others wait.
+
+    RuntimeError where that fails.
+    """
+    from filelock import FileLock
+
+    file = library_file()
+    with FileLock(file.with_suffix(".lock")):
+        with contextlib.suppress(OSError):  # not there, or not whole
+            return ctypes.CDLL(str(file))
+        compiler = execution.compiler("cpu")
+        if compiler is None:
+            raise RuntimeError("no C++ compiler on this machine")
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            made = Path(folder) / "kernels.so"
-            for openmp in (["-fopenmp"], []):  # some compilers come without it
+            made = Path(folder) / file.name
+            # Some compilers come without OpenMP; on macOS a second one beside PyTorch's ends the process.
+            for openmp in (["-fopenmp"], []) if sys.platform == "linux" else ([],):
                 command = [compiler, *FLAGS, *openmp, "-x", "c++", "-", "-o", str(made)]
-                done = subprocess.run(command, input=_source(), capture_output=True, text=True)
-                if done.returncode == 0:
+                try:
+                    subprocess.run(command, input=_source(), capture_output=True, text=True, check=True)
+                    loaded = ctypes.CDLL(str(made))
                     break
+                except (OSError, subprocess.CalledProcessError) as error:
+                    reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
             else:
-                raise RuntimeError(f"{compiler} failed: {(done.stderr.strip().splitlines() or ['no message'])[0]}")
+                raise RuntimeError(f"{compiler} failed: {reason}")
             os.replace(made, file)
-    return ctypes.CDLL(str(file))
+    return loaded
 
 
 def _call(name: str, *arguments: torch.Tensor | int | None) -> None:
-    """That function of kernels.cpp, on contiguous tensors and int64 numbers, with this process's number of threads."""
+    """That function of kernels.cpp, on dense tensors in main memory and int64 numbers, with this process's threads."""
+    assert all(t.device.type == "cpu" for t in arguments if isinstance(t, torch.Tensor))
     given: list[Any] = [
         ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(a if a is None else a.data_ptr())
         for a in (*arguments, torch.get_num_threads())
@@ -122,8 +146,11 @@ def _call(name: str, *arguments: torch.Tensor | int | None) -> None:
     getattr(library(), name)(*given)
 
 
-def _suffix(x: torch.Tensor) -> str:
-    return {torch.float32: "float", torch.bfloat16: "bfloat16"}[x.dtype]
+SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
+
+
+def _applies(x: torch.Tensor) -> bool:
+    return x.dtype in SUFFIXES and x.dim() == 4
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -139,7 +166,7 @@ class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, kind):
         y = torch.empty_like(x)
-        _call(f"{kind}_{_suffix(x)}", x, y, x.numel())
+        _call(f"{kind}_{SUFFIXES[x.dtype]}", x, y, x.numel())
         ctx.save_for_backward(x)
         ctx.kind = kind
         return y
@@ -149,7 +176,7 @@ class _Activation(torch.autograd.Function):
     def backward(ctx, gradient):
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)
-        _call(f"{ctx.kind}_backward_{_suffix(x)}", x, gradient.contiguous(), dx, x.numel())
+        _call(f"{ctx.kind}_backward_{SUFFIXES[x.dtype]}", x, gradient.contiguous(), dx, x.numel())
         return dx, None
 
 
@@ -159,7 +186,7 @@ class _Pooling(torch.autograd.Function):
         n, h, w, c = x.shape
         y = x.new_empty(n, h // 2, w // 2, c)
         position = torch.empty_like(y, dtype=torch.uint8)
-        _call(f"{kind}_pool_{_suffix(x)}", x, y, position, n, h, w, c)
+        _call(f"{kind}_pool_{SUFFIXES[x.dtype]}", x, y, position, n, h, w, c)
         ctx.save_for_backward(x, position)
         ctx.kind = kind
         return y
@@ -169,7 +196,7 @@ class _Pooling(torch.autograd.Function):
     def backward(ctx, gradient):
         x, position = ctx.saved_tensors
         dx = torch.zeros_like(x) if x.shape[1] % 2 or x.shape[2] % 2 else torch.empty_like(x)
-        _call(f"{ctx.kind}_pool_backward_{_suffix(x)}", x, gradient.contiguous(), position, dx, *x.shape)
+        _call(f"{ctx.kind}_pool_backward_{SUFFIXES[x.dtype]}", x, gradient.contiguous(), position, dx, *x.shape)
         return dx, None
 
 
@@ -200,7 +227,7 @@ class _Convolution(torch.autograd.Function):
             for some, out in _in_cache(weight, gradient, dx):
                 _assemble(torch.bmm(_tiles("input", r, some, x.shape, r - 1 - ctx.padding), u), r, out)
         if ctx.needs_input_grad[1]:
-            du = x.new_zeros((WINOGRAD[r][0] + r - 1) ** 2, k, c)
+            du = x.new_zeros(_positions(r), k, c)
             for some, out in _in_cache(weight, x, gradient):
                 dm = _tiles("output_backward", r, out, gradient.shape)
                 du.baddbmm_(dm.transpose(1, 2), _tiles("input", r, some, gradient.shape, ctx.padding))
@@ -216,9 +243,14 @@ def _in_cache(weight: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Iterato
     them as there is of the filters."""
     k, c, r, _ = weight.shape
     each = math.prod(_grid(r, y.shape)) * (c + k)
-    room = CACHE * torch.get_num_threads() // (4 * (WINOGRAD[r][0] + r - 1) ** 2)
+    room = CACHE * torch.get_num_threads() // (4 * _positions(r))
     count = max(1, max(room, c * k) // each)
     yield from zip(x.split(count), y.split(count), strict=True)
+
+
+def _positions(r: int) -> int:
+    """Of a transformed tile: n * n."""
+    return (WINOGRAD[r][0] + r - 1) ** 2
 
 
 def _grid(r: int, shape: Sequence[int]) -> list[int]:
@@ -229,7 +261,7 @@ def _grid(r: int, shape: Sequence[int]) -> list[int]:
 def _tiles(kernel: str, r: int, x: torch.Tensor, shape: Sequence[int], *padding: int) -> torch.Tensor:
     """The transformed tiles [n * n, tiles, C] of images [N, H, W, C], for outputs of that shape."""
     down, across = _grid(r, shape)
-    v = x.new_empty((WINOGRAD[r][0] + r - 1) ** 2, x.shape[0] * down * across, x.shape[3])
+    v = x.new_empty(_positions(r), x.shape[0] * down * across, x.shape[3])
     _call(f"winograd_{kernel}_{r}", x, v, *x.shape, down, across, *padding)
     return v
 
@@ -242,7 +274,7 @@ def _assemble(v: torch.Tensor, r: int, y: torch.Tensor, bias: torch.Tensor | Non
 def _filters(weight: torch.Tensor, turned: bool = False) -> torch.Tensor:
     """[K, C, R, R] -> [n * n, K, C]; `turned` by 180 degrees, as backward needs them."""
     k, c, r, _ = weight.shape
-    u = weight.new_empty((WINOGRAD[r][0] + r - 1) ** 2, k, c)
+    u = weight.new_empty(_positions(r), k, c)
     _call(f"winograd_filter_{r}", weight.contiguous(memory_format=torch.channels_last), u, k, c, int(turned))
     return u
 
@@ -251,9 +283,9 @@ class Activation(nn.Module):
     """Mish, on tensors of any shape."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dim() == 4:
+        if _applies(x):
             return _images(_Activation.apply(_rows(x), "Mish"))
-        return _Activation.apply(x.contiguous(), "Mish")
+        return _Activation.apply(x.contiguous(), "Mish") if x.dtype in SUFFIXES else nn.functional.mish(x)
 
 
 class ActivatedPooling(nn.Module):
@@ -264,6 +296,9 @@ class ActivatedPooling(nn.Module):
         self.kind = kind
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not _applies(x) or min(x.shape[2:]) < 2:
+            plain = {"Same": nn.Identity(), "ReLU": nn.ReLU(), "Mish": nn.Mish()}[self.kind]
+            return nn.functional.max_pool2d(plain(x), 2)
         return _images(_Pooling.apply(_rows(x), self.kind))
 
 
@@ -276,19 +311,26 @@ class WinogradConvolution(nn.Module):
         self.padding = int(convolution.padding[0])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        r = self.weight.shape[2]
+        if self.gains(x):
+            return _images(_Convolution.apply(_rows(x), self.weight, self.bias, self.padding))
+        return nn.functional.conv2d(x, self.weight, self.bias, padding=self.padding)
+
+    def gains(self, x: torch.Tensor) -> bool:
+        """For float32 images whose size fills most of the tiles."""
+        _, c, r, _ = self.weight.shape
+        if torch.is_autocast_enabled("cpu") or not _applies(x) or x.shape[1] != c:
+            return False
         size = [side + 2 * self.padding - r + 1 for side in x.shape[2:]]
-        covered = math.prod(_grid(r, [0, *size])) * WINOGRAD[r][0] ** 2
-        if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or math.prod(size) < LEAST_USED * covered:
-            return nn.functional.conv2d(x, self.weight, self.bias, padding=self.padding)
-        return _images(_Convolution.apply(_rows(x), self.weight, self.bias, self.padding))
+        used = math.prod(size) / max(1, math.prod(_grid(r, [0, *size])) * WINOGRAD[r][0] ** 2)
+        return min(size) > 0 and used >= LEAST_USED and x.dtype == self.weight.dtype == torch.float32
 
 
 def fuse(network: nn.Module) -> nn.Module:
     """The network with its Mish activations, 2x2 max poolings and wide convolutions replaced, in place.
 
-    Inside nn.Sequential a ReLU or Mish right before a pooling goes into its kernel. Containers keep their length, so
-    that the names of all parameters stay.
+    Inside nn.Sequential a ReLU or Mish right before a pooling goes into its kernel: whoever looks at the tensor between
+    them sees it without its activation. Containers keep their length, so that the names of all parameters stay. Modules
+    with hooks, which may set weights, stay as they are, and so do activations in place whose input others may see.
     """
     library()
     for module in list(network.modules()):
@@ -297,7 +339,10 @@ def fuse(network: nn.Module) -> nn.Module:
             child = module._modules[name]
             in_sequence = type(module).forward is nn.Sequential.forward
             after = module._modules[following] if following and in_sequence else None
-            if type(child) in (nn.ReLU, nn.Mish) and following is not None and _is_2x2(after):
+            seen_elsewhere = getattr(child, "inplace", False) and (name == names[0] or not in_sequence)
+            if _has_hooks(child) or seen_elsewhere:
+                continue
+            if type(child) in (nn.ReLU, nn.Mish) and following and _is_2x2(after) and not _has_hooks(after):
                 module._modules[name] = nn.Identity()
                 module._modules[following] = ActivatedPooling(type(child).__name__)
             elif type(child) is nn.Mish:
@@ -307,6 +352,11 @@ def fuse(network: nn.Module) -> nn.Module:
             elif type(child) is nn.Conv2d and _gains(child):
                 module._modules[name] = WinogradConvolution(child)
     return network
+
+
+def _has_hooks(module: nn.Module | None) -> bool:
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return any(getattr(module, kind, None) for kind in kinds)
 
 
 def _gains(convolution: nn.Conv2d) -> bool:

@@ -8,7 +8,7 @@ KINDS = {
     "imports": "of torch and this project",
     "data": "decoded or mapped, and moved to the device",
     "build": "network and optimiser made, first weights drawn",
-    "compile": "the first step, where anything is compiled or captured",
+    "compile": "where anything is compiled or captured: kernels, or the first step",
     "train": "steps",
     "validate": "validations, and the test images where they are read",
     "checkpoint": "best weights kept; files written",

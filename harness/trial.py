@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from architectures._summary import summarize
-from harness import checkpoint, datasets, execution, plugins, results
+from harness import checkpoint, datasets, execution, kernels, plugins, results
 from harness.config import Data, Normalization, Trial
 from harness.execution import Plan
 from harness.ledger import Ledger
@@ -148,6 +148,10 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
     torch.manual_seed(derive(job.seed, "initial weights"))
     network = plugins.build_network(config, len(data.classes), data.input_size)
     summary = summarize(network, data.input_size)
+    if plan.compile == "kernels":
+        ledger.enter("compile")
+        kernels.library()
+        ledger.enter("build")
     step = make_step(network, config, plan, device)
     network = step.network
     evaluate_now = Evaluation(network, config.normalization, device, plan.memory_format)
@@ -176,7 +180,7 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
             batch = draws.batch(number, config.batch_size)
             done = epoch * steps_per_epoch + number
             rate = config.optimizer.lr * learning_rate_factor(config.schedule, done, total_steps, steps_per_epoch)
-            if done == 0 and plan.compile != "off":
+            if done == 0 and plan.compile not in ("off", "kernels"):
                 ledger.enter("compile")
                 shape = execution.shape_key(config, len(data.classes), data.input_size, device, plan.threads)
                 with execution.compiling(plan, shape):

@@ -19,6 +19,9 @@ SMALL = {"architecture": "final", "options": {"widths": [[4, 8], [8, 8]], "hidde
 def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     monkeypatch.setattr(fastest, "ROUNDS", 1)  # what is fastest is not the question here
+    monkeypatch.setattr(
+        fastest, "LEAST_SECONDS", 30.0
+    )  # enough for the kernels on a slow machine, not for torch.compile
 
 
 def test_the_configuration_comes_before_what_was_measured():
@@ -122,7 +125,7 @@ def test_a_candidate_that_computes_something_else_is_left_out(monkeypatch, preci
     choice = choose(
         Trial(**trial, compile="auto", memory_format="channels_last", precision=precision), 10, 16, CPU, 1e4
     )
-    harmless = fault == "none" or ("3" in str(other) and precision == "bfloat16")  # Winograd is for float32
+    harmless = fault == "none" or (precision == "bfloat16" and "winograd" in next(iter(other)))  # that is for float32
     assert ("kernels channels_last" in choice["images_per_second"]) == harmless
     assert harmless or "does not compute the same" in choice["left_out"]["kernels channels_last"]
 

@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from harness import kernels, plugins
 from harness.config import Trial
@@ -58,9 +59,10 @@ def test_pooling_is_pytorchs(kind, dtype, ties):
     check_pooling(kind, dtype, ties)
 
 
+@pytest.mark.parametrize("channels", [5, 16, 37])
 @pytest.mark.parametrize("side", [(7, 6), (6, 7), (9, 9)])
-def test_odd_sides_are_cut(side):
-    check_pooling(nn.Mish, torch.float32, False, side)
+def test_odd_sides_are_cut(side, channels):
+    check_pooling(nn.Mish, torch.float32, False, side, (3, channels))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -71,8 +73,13 @@ def test_mish_is_pytorchs(shape, dtype):
 
 
 def test_mish_far_out():
-    x = torch.tensor([-200.0, -50.0, -20.0, -1e-8, 0.0, 1e-8, 19.9, 20.1, 50.0, 1e4])
+    x = torch.tensor([-200.0, -50.0, -20.0, -1e-8, 0.0, 1e-8, 19.9, 20.1, 50.0, 1e4, 1e18, 1e30])
     same(Activation(), nn.Mish(), x, 1e-6)
+
+
+def test_mish_of_much():
+    """More than one thread takes at a time, and not a multiple of anything."""
+    same(Activation(), nn.Mish(), torch.randn(3, 4999, generator=torch.Generator().manual_seed(0)), 1e-5)
 
 
 def network(name):
@@ -170,6 +177,73 @@ def test_a_convolution_is_pytorchs_own_where_winograd_does_not_apply():
 def test_convolutions_that_stay(changes):
     convolution = nn.Conv2d(**{"in_channels": 64, "out_channels": 64, "kernel_size": 3, "padding": 1} | changes)
     assert fuse(nn.Sequential(convolution))[0] is convolution
+
+
+@pytest.mark.parametrize(
+    "reparametrised", [nn.utils.spectral_norm, lambda m: prune.l1_unstructured(m, "weight", 0.5)]
+)
+def test_a_convolution_whose_weight_a_hook_sets_stays(reparametrised):
+    network = fuse(nn.Sequential(reparametrised(nn.Conv2d(64, 64, 3, padding=1))))
+    assert type(network[0]) is nn.Conv2d
+    assert "0.weight_orig" in dict(network.named_parameters())
+
+
+def test_what_works_in_place_on_what_others_see_stays():
+    first = fuse(nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2)))
+    assert [type(m) for m in first] == [nn.ReLU, ActivatedPooling]
+    later = fuse(nn.Sequential(nn.Conv2d(64, 64, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2)))
+    assert [type(m) for m in later] == [WinogradConvolution, nn.Identity, ActivatedPooling]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", ["weight", "input", ""])
+def test_gradients_that_are_not_asked_for(bias, frozen):
+    plain = nn.Conv2d(64, 64, 3, padding=1, bias=bias)
+    plain.weight.requires_grad_(frozen != "weight")
+    (fused,) = fuse(nn.Sequential(copy.deepcopy(plain)))
+    found = []
+    for network in (plain, fused):
+        x = images(torch.float32, (8, 8), shape=(2, 64)).requires_grad_(frozen != "input")
+        network(x).square().sum().backward()
+        found.append([x.grad, network.weight.grad, network.bias.grad if bias else None])
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.allclose(one, other, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "dtype"),
+    [
+        (nn.Mish(), (2, 3), torch.float64),
+        (nn.MaxPool2d(2), (2, 3, 4, 4), torch.float64),
+        (nn.MaxPool2d(2), (3, 4, 4), torch.float32),
+        (nn.Conv2d(64, 64, 3, padding=1).double(), (2, 64, 8, 8), torch.float64),
+        (nn.Conv2d(64, 64, 3, padding=1), (64, 8, 8), torch.float32),
+    ],
+)
+def test_other_tensors_are_left_to_pytorch(module, shape, dtype):
+    (fused,) = fuse(nn.Sequential(copy.deepcopy(module)))
+    x = torch.randn(shape, dtype=dtype)
+    assert torch.equal(fused(x), module(x))
+
+
+@pytest.mark.parametrize(
+    ("weights", "shape"),
+    [(torch.float32, (2, 32, 8, 8)), (torch.float64, (2, 64, 8, 8)), (torch.float32, (2, 64, 1, 1))],
+)
+def test_what_pytorch_refuses_is_refused(weights, shape):
+    """Channels that do not fit, weights of another type, images smaller than the filters."""
+    (fused,) = fuse(nn.Sequential(nn.Conv2d(64, 64, 3).to(weights)))
+    with pytest.raises(RuntimeError):
+        fused(torch.randn(shape))
+
+
+def test_a_broken_library_is_compiled_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    kernels.library_file().write_bytes(b"")
+    kernels.library.cache_clear()
+    same(Activation(), nn.Mish(), torch.randn(10), 1e-5)
+    assert kernels.library_file().stat().st_size
 
 
 def test_a_compiler_that_fails_is_an_error(monkeypatch, tmp_path):
