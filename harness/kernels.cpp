@@ -158,12 +158,12 @@ void pool_backward(const T* x, const T* dy, const uint8_t* position, T* dx, int6
         for (int64_t column = 0; column < columns; ++column)
             blocks(c, [&](int64_t i, auto count) {
                 const int64_t at = (row * columns + column) * c + i;
-                const Vector gradient = load(dy + at, count), where = load(position + at, count);
-                for (int k = 0; k < 4; ++k) {
-                    const int64_t pixel = from + (k / 2 * w + column * 2 + k % 2) * c + i;
-                    const Vector value = gradient * Kind::derivative(load(x + pixel, count));
-                    store(dx + pixel, where == float(k) ? value : (Vector){}, count);
-                }
+                const Vector where = load(position + at, count);
+                const auto pixel = [&](int k) { return from + (k / 2 * w + column * 2 + k % 2) * c + i; };
+                Vector largest = load(x + pixel(0), count);
+                for (int k = 1; k < 4; ++k) largest = where == float(k) ? load(x + pixel(k), count) : largest;
+                const Vector gradient = load(dy + at, count) * Kind::derivative(largest);
+                for (int k = 0; k < 4; ++k) store(dx + pixel(k), where == float(k) ? gradient : (Vector){}, count);
             });
     }
 }

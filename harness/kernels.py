@@ -227,10 +227,11 @@ class _Convolution(torch.autograd.Function):
             for some, out in _in_cache(weight, gradient, dx):
                 _assemble(torch.bmm(_tiles("input", r, some, x.shape, r - 1 - ctx.padding), u), r, out)
         if ctx.needs_input_grad[1]:
-            du = x.new_zeros(_positions(r), k, c)
-            for some, out in _in_cache(weight, x, gradient):
+            du = x.new_empty(_positions(r), k, c)
+            for number, (some, out) in enumerate(_in_cache(weight, x, gradient)):
                 dm = _tiles("output_backward", r, out, gradient.shape)
-                du.baddbmm_(dm.transpose(1, 2), _tiles("input", r, some, gradient.shape, ctx.padding))
+                v = _tiles("input", r, some, gradient.shape, ctx.padding)
+                du.baddbmm_(dm.transpose(1, 2), v, beta=min(number, 1))  # the first one overwrites
             dw = torch.empty_like(weight, memory_format=torch.channels_last)
             _call(f"winograd_filter_backward_{r}", du, dw, k, c)
         if ctx.needs_input_grad[2]:

@@ -12,7 +12,7 @@ KINDS = {
     "train": "steps",
     "validate": "validations, and the test images where they are read",
     "checkpoint": "best weights kept; files written",
-    "idle": "waiting for the driver after a validation was reported",
+    "idle": "waiting for the driver, at the start and after each validation",
 }
 
 

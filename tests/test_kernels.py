@@ -179,9 +179,7 @@ def test_convolutions_that_stay(changes):
     assert fuse(nn.Sequential(convolution))[0] is convolution
 
 
-@pytest.mark.parametrize(
-    "reparametrised", [nn.utils.spectral_norm, lambda m: prune.l1_unstructured(m, "weight", 0.5)]
-)
+@pytest.mark.parametrize("reparametrised", [nn.utils.spectral_norm, lambda m: prune.l1_unstructured(m, "weight", 0.5)])
 def test_a_convolution_whose_weight_a_hook_sets_stays(reparametrised):
     network = fuse(nn.Sequential(reparametrised(nn.Conv2d(64, 64, 3, padding=1))))
     assert type(network[0]) is nn.Conv2d
