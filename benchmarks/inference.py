@@ -34,7 +34,10 @@ IMAGES = 1024  # rotate through so many test images
 
 @dataclass(frozen=True)
 class Arm:
-    """One runtime serving one file on one device; `predict` is None where it cannot, and `note` says why."""
+    """One runtime serving one file on one device; `predict` is None where it cannot, and `note` says why.
+
+    `backend`: the runtime's name, and what sets the file apart from model.onnx.
+    """
 
     backend: str
     device: str
@@ -56,20 +59,20 @@ def pick_arms(artifacts: list[Artifact], settings: Benchmark, threads: int, prog
         kind = plugins.load("export.runtimes", backend, "FORMAT")
         load = plugins.load("export.runtimes", backend, "load")
         for artifact in artifacts:
-            entry = artifact.entry
+            entry, name = artifact.entry, f"{backend}{artifact.path.stem.removeprefix('model').replace('_', ' ')}"
             if entry["format"] != kind or not entry["input"]["normalized"]:
                 continue
             if not entry.get("parity", {"passed": True})["passed"]:
-                arms.append(Arm(backend, "cpu", artifact, None, "does not answer like PyTorch: not timed"))
+                arms.append(Arm(name, "cpu", artifact, None, "does not answer like PyTorch: not timed"))
                 continue
             for device in ["cuda", "cpu"] if cuda else ["cpu"]:
                 try:
-                    progress.status(f"benchmark: loading {backend} on {device}")
-                    arms.append(Arm(backend, device, artifact, load(artifact, device, threads)))
+                    progress.status(f"benchmark: loading {name} on {device}")
+                    arms.append(Arm(name, device, artifact, load(artifact, device, threads)))
                     break
                 except Unavailable as reason:
-                    arms.append(Arm(backend, device, artifact, None, str(reason)))
-                    progress.line(f"benchmark: {backend} on {device} is absent: {reason}")
+                    arms.append(Arm(name, device, artifact, None, str(reason)))
+                    progress.line(f"benchmark: {name} on {device} is absent: {reason}")
     return arms
 
 

@@ -119,7 +119,7 @@ def test_data_load_cached_is_a_tenth_of_cold(benchmark, folder, tmp_path, monkey
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """`model1` with random weights, exported."""
-    from export.onnx import export_onnx
+    from export.onnx import save, to_onnx
 
     root = tmp_path_factory.mktemp("exported")
     trial = Trial(architecture="model1")
@@ -133,15 +133,15 @@ def exported(tmp_path_factory):
         "input_size": 32,
         "files": {"model.safetensors": entry | {"format": "torch"}, "model.onnx": entry | {"format": "onnx"}},
     }
-    export_onnx(network, torch.randn(2, 3, 32, 32), root / "model.onnx", opset=20)
+    save(to_onnx(network, torch.randn(2, 3, 32, 32), 20), root / "model.onnx", 20)
     return SimpleNamespace(root=root, manifest=manifest, network=network)
 
 
 def test_export(benchmark, exported, tmp_path):
-    from export.onnx import export_onnx
+    from export.onnx import save, to_onnx
 
     example = torch.randn(2, 3, 32, 32)
-    benchmark.pedantic(export_onnx, args=(exported.network, example, tmp_path / "m.onnx", 20), rounds=2)
+    benchmark.pedantic(lambda: save(to_onnx(exported.network, example, 20), tmp_path / "m.onnx", 20), rounds=2)
 
 
 @pytest.mark.parametrize("name", plugins.names("export.runtimes"))

@@ -1,7 +1,8 @@
 """python -m export run=DIR [key=value ...]: export the winner of a run and prove that it answers like the original.
 
-Writes exported/<id>/: model.onnx (float32, normalised images [N, 3, H, W]), model_uint8.onnx (normalisation inside,
-uint8 [N, H, W, 3]), model.safetensors (PyTorch), manifest.json (digests, classes, normalisation, parity).
+Writes exported/<id>/: model.onnx (float32, normalised images [N, 3, H, W]), model_rewritten.onnx (the same in operators
+that onnxruntime computes fast), both also as *_uint8.onnx (normalisation inside, uint8 [N, H, W, 3]), model.safetensors
+(PyTorch), manifest.json (digests, classes, normalisation, parity).
 What is there and whole is left as it is.
 """
 
@@ -32,6 +33,7 @@ def main(config: ExportConfig) -> int:
 def export_winner(run: "RunDirectory", settings: Export, progress: "Progress") -> None:
     """Export the winning configuration's trial with the best validation; RuntimeError where parity fails."""
     from export import Artifact, onnx, parity
+    from export.rewrite import rewrite
     from export.runtimes import onnxruntime
     from harness import checkpoint, datasets, results, stats
     from harness.config import Trial
@@ -46,7 +48,9 @@ def export_winner(run: "RunDirectory", settings: Export, progress: "Progress") -
         raise RuntimeError("no trial has finished: nothing to export")
     record = stats.winning_trial(ranked[0], metric)
     folder = run.exported_folder(record["id"])
-    names = ["model.safetensors", "model.onnx", *(["model_uint8.onnx"] if settings.uint8 else [])]
+    made = {"onnx": ("", lambda model: model), "onnx_rewritten": ("_rewritten", rewrite)}
+    takes = ["", "_uint8"] if settings.uint8 else [""]
+    names = ["model.safetensors", *(f"model{made[kind][0]}{one}.onnx" for kind in settings.formats for one in takes)]
     if is_whole(folder, record, settings, names):
         progress.line(f"export: {folder.name} is there")
         return
@@ -87,23 +91,26 @@ def export_winner(run: "RunDirectory", settings: Export, progress: "Progress") -
     float_input = {"name": "images", "dtype": "float32", "shape": ["batch", 3, side, side], "normalized": True}
     manifest["files"][weights.name] = _entry(weights, "torch", float_input)
     restored = restore(run.trial_folder(record["id"]), record, len(data.classes), side)  # in plain memory layout
-    variants = {"model.onnx": (restored, torch.from_numpy(normalized[:2].copy()), float_input, normalized)}
+    variants = {"": (restored, torch.from_numpy(normalized[:2].copy()), float_input, normalized)}
     if settings.uint8:
         uint8_input = {"name": "images", "dtype": "uint8", "shape": ["batch", side, side, 3], "normalized": False}
-        module = onnx.FromUint8(restored, trial.normalization).eval()
-        variants["model_uint8.onnx"] = (module, torch.from_numpy(images[:2].copy()), uint8_input, images)
-    for name, (to_export, example, description, inputs) in variants.items():
-        progress.status(f"exporting {name}")
-        onnx.export_onnx(to_export, example.contiguous(), folder / name, settings.opset)
-        entry = _entry(folder / name, "onnx", description) | {"opset": settings.opset}
-        progress.status(f"checking {name} on {len(images):,} test images")
-        predict = onnxruntime.load(Artifact(folder, manifest, name), "cpu", torch.get_num_threads())
-        found = parity.compare(parity.predict_all(predict, inputs), reference, labels)
-        manifest["files"][name] = entry | {"parity": found.to_json()}
-        progress.line(
-            f"export: {name}, accuracy {found.accuracy:.4f} (PyTorch {found.torch_accuracy:.4f}), top-1 agreement "
-            f"{found.top1_agreement:.4%}, largest logit difference {found.max_logit_difference:.2e}"
-        )
+        with_normalization = onnx.FromUint8(restored, trial.normalization).eval()
+        variants["_uint8"] = (with_normalization, torch.from_numpy(images[:2].copy()), uint8_input, images)
+    for taken, (module, example, description, inputs) in variants.items():
+        progress.status(f"exporting model{taken}.onnx")
+        plain = onnx.to_onnx(module, example.contiguous(), settings.opset)
+        for suffix, make in (made[kind] for kind in settings.formats):
+            name = f"model{suffix}{taken}.onnx"
+            onnx.save(make(plain), folder / name, settings.opset)
+            entry = _entry(folder / name, "onnx", description) | {"opset": settings.opset}
+            progress.status(f"checking {name} on {len(images):,} test images")
+            predict = onnxruntime.load(Artifact(folder, manifest, name), "cpu", torch.get_num_threads())
+            found = parity.compare(parity.predict_all(predict, inputs), reference, labels)
+            manifest["files"][name] = entry | {"parity": found.to_json()}
+            progress.line(
+                f"export: {name}, accuracy {found.accuracy:.4f} (PyTorch {found.torch_accuracy:.4f}), top-1 agreement "
+                f"{found.top1_agreement:.4%}, largest logit difference {found.max_logit_difference:.2e}"
+            )
     checkpoint.write_json(folder / "manifest.json", manifest)
     wrong = [name for name, entry in manifest["files"].items() if not entry.get("parity", {"passed": True})["passed"]]
     if wrong:

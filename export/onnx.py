@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import onnx
 import torch
 from torch import nn
 
@@ -26,14 +27,11 @@ class FromUint8(nn.Module):
         return self.network(self.normalize(images))
 
 
-def export_onnx(network: nn.Module, example: torch.Tensor, path: Path, opset: int) -> None:
-    """Write `network` (eval mode, float32, on the CPU) to `path`; `example`: inputs of a batch of two or more.
+def to_onnx(network: nn.Module, example: torch.Tensor, opset: int) -> onnx.ModelProto:
+    """`network` (eval mode, float32, on the CPU) with input `images`, output `logits` and a free batch dimension.
 
-    Input `images`, output `logits`, weights inside the file. The opset is asserted and the file checked by
-    onnx.checker before it gets its name. Raises ValueError where the exporter gave another opset.
+    `example`: inputs of a batch of two or more.
     """
-    import onnx
-
     assert not network.training
     assert len(example) > 1, "a batch of one would be taken for a constant"
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -49,12 +47,21 @@ def export_onnx(network: nn.Module, example: torch.Tensor, path: Path, opset: in
             verbose=False,
         )
     assert program is not None
+    return program.model_proto
+
+
+def save(model: onnx.ModelProto, path: Path, opset: int) -> None:
+    """Write the model to `path`, weights inside the file.
+
+    The opset is asserted and the model checked by onnx.checker before the file gets its name. Raises ValueError where
+    the exporter gave another opset or fixed the batch dimension.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
     try:
-        program.save(temporary, external_data=False)
-        model = onnx.load(temporary)
+        onnx.save(model, temporary)
+        model = onnx.load(temporary)  # what is on the disk is what is checked
         found = {entry.domain: entry.version for entry in model.opset_import}.get("")
         if found != opset:
             raise ValueError(f"export.opset={opset}: the exporter wrote opset {found}; give that one")

@@ -159,6 +159,11 @@ class Resources(Strict):
 
 
 class Export(Strict):
+    formats: list[Literal["onnx", "onnx_rewritten"]] = Field(
+        ["onnx", "onnx_rewritten"],
+        min_length=1,
+        description="ONNX as PyTorch exports it; rewritten: the same in operators that onnxruntime computes fast",
+    )
     uint8: bool = Field(True, description="also an ONNX file that takes uint8 images, normalisation inside")
     opset: int = Field(20, ge=18, le=23, description="of the ONNX files, asserted")
 

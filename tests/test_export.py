@@ -11,7 +11,8 @@ from conftest import command
 from PIL import Image
 
 from export import Artifact, parity
-from export.onnx import FromUint8, export_onnx
+from export.onnx import FromUint8, save, to_onnx
+from export.rewrite import rewrite
 from export.runtimes import Unavailable
 from harness import checkpoint, plugins
 from harness.config import Normalization, Trial
@@ -39,7 +40,7 @@ def answers(path, images):
 @pytest.mark.parametrize("name", plugins.names("architectures"))
 def test_every_network_answers_the_same(name, tmp_path):
     original, path = network(name), tmp_path / "model.onnx"
-    export_onnx(original, torch.randn(2, 3, SIDE, SIDE), path, opset=20)
+    save(to_onnx(original, torch.randn(2, 3, SIDE, SIDE), 20), path, 20)
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]  # weights inside, no temporary file left
     assert {entry.domain: entry.version for entry in onnx.load(path).opset_import}[""] == 20
     for batch in (1, 2, 3, 7, 64):
@@ -50,11 +51,45 @@ def test_every_network_answers_the_same(name, tmp_path):
         assert found.passed, found
 
 
+@pytest.mark.parametrize("name", plugins.names("architectures"))
+def test_every_rewritten_network_answers_the_same(name, tmp_path):
+    original, path = network(name), tmp_path / "model.onnx"
+    rewritten = rewrite(to_onnx(original, torch.randn(2, 3, SIDE, SIDE), 20))
+    assert "Mish" not in {node.op_type for node in rewritten.graph.node}
+    save(rewritten, path, 20)
+    images = torch.randn(7, 3, SIDE, SIDE)
+    with torch.inference_mode():
+        expected = original(images).numpy()
+    assert parity.compare(answers(path, images.numpy()), expected, np.zeros(7, int)).passed
+
+
+def test_rewritten_mish_is_mish():
+    """Everywhere, to a rounding error or two of float32."""
+    x = np.concatenate([np.linspace(-120, 120, 200_001), [-1e30, -1e4, 1e4, 1e30, 0.0, -0.0, 1e-30]]).astype(np.float32)
+    graph = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 20]> g (float[n] x) => (float[n] y) { y = Mish(x) }'
+    )
+    session = onnxruntime.InferenceSession(rewrite(graph).SerializeToString(), providers=["CPUExecutionProvider"])
+    exact = torch.nn.functional.mish(torch.from_numpy(x).double()).numpy()
+    assert (np.abs(session.run(None, {"x": x})[0] - exact) <= 4e-7 * np.maximum(1, np.abs(exact))).all()
+
+
+@pytest.mark.parametrize("cut", [20.0, 0.0])
+def test_a_wrong_rewrite_is_caught(tmp_path, monkeypatch, cut):
+    monkeypatch.setattr("export.rewrite.CUT", cut)
+    original, path, images = network("final"), tmp_path / "model.onnx", torch.randn(7, 3, SIDE, SIDE)
+    original[-1].weight.data *= 100  # logits as large as those of a trained network
+    save(rewrite(to_onnx(original, torch.randn(2, 3, SIDE, SIDE), 20)), path, 20)
+    with torch.inference_mode():
+        expected = original(images).numpy()
+    assert parity.compare(answers(path, images.numpy()), expected, np.zeros(7, int)).passed == (cut == 20.0)
+
+
 def test_normalisation_inside_the_graph(tmp_path):
     normalization = Normalization(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
     original, path = network("model1"), tmp_path / "uint8.onnx"
     images = torch.randint(0, 256, (5, SIDE, SIDE, 3), dtype=torch.uint8)
-    export_onnx(FromUint8(original, normalization).eval(), images, path, opset=20)
+    save(to_onnx(FromUint8(original, normalization).eval(), images, 20), path, 20)
     mean, std = (torch.tensor(v)[:, None, None] for v in (normalization.mean, normalization.std))
     with torch.inference_mode():
         expected = original((images.permute(0, 3, 1, 2) / 255 - mean) / std).numpy()
@@ -64,7 +99,7 @@ def test_normalisation_inside_the_graph(tmp_path):
 @pytest.mark.parametrize("opset", [18, 21])
 def test_opset_is_the_one_asked_for(tmp_path, opset):
     path = tmp_path / "model.onnx"
-    export_onnx(network("baseline"), torch.randn(2, 3, SIDE, SIDE), path, opset=opset)
+    save(to_onnx(network("baseline"), torch.randn(2, 3, SIDE, SIDE), opset), path, opset)
     assert {entry.domain: entry.version for entry in onnx.load(path).opset_import}[""] == opset
 
 
@@ -73,7 +108,7 @@ def test_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     path.write_text("old")
     monkeypatch.setattr("onnx.checker.check_model", lambda *a, **k: (_ for _ in ()).throw(ValueError("bad graph")))
     with pytest.raises(ValueError, match="bad graph"):
-        export_onnx(network("baseline"), torch.randn(2, 3, SIDE, SIDE), path, opset=20)
+        save(to_onnx(network("baseline"), torch.randn(2, 3, SIDE, SIDE), 20), path, 20)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
@@ -102,7 +137,7 @@ def test_parity_catches_a_changed_weight(tmp_path):
         expected = original(images).numpy()
     with torch.no_grad():
         next(original.parameters())[0, 0, 0, 0] += 0.05
-    export_onnx(original, images, path, opset=20)
+    save(to_onnx(original, images, 20), path, 20)
     assert not parity.compare(answers(path, images.numpy()), expected, np.zeros(16, int)).passed
 
 
@@ -170,12 +205,13 @@ def test_torch_compile_without_a_compiler_is_absent(exported, monkeypatch):
 
 def test_manifest_agrees_with_the_files(exported):
     folder, manifest = exported
-    assert set(manifest["files"]) == {"model.safetensors", "model.onnx", "model_uint8.onnx"}
+    onnx_files = {"model.onnx", "model_uint8.onnx", "model_rewritten.onnx", "model_rewritten_uint8.onnx"}
+    assert set(manifest["files"]) == {"model.safetensors", *onnx_files}
     for name, entry in manifest["files"].items():
         assert checkpoint.sha256(folder / name) == entry["sha256"]
         assert entry["bytes"] == (folder / name).stat().st_size
     names = {"images", "accuracy", "torch_accuracy", "top1_agreement", "max_logit_difference"}
-    for name in ("model.onnx", "model_uint8.onnx"):
+    for name in onnx_files:
         assert names <= set(manifest["files"][name]["parity"])
         assert manifest["files"][name]["opset"] == 20
     assert manifest["classes"] == list("0123456789")

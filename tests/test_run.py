@@ -70,7 +70,7 @@ def test_inference_rounds_and_summary_agree(small_run):
     names = "artifact backend precision device batch_size threads scope replicate round images seconds"
     assert list(rounds.columns) == names.split()
     measured = summary.dropna(subset=["ratio"])
-    assert len(measured) == 2 * 3  # two batch sizes; two runtimes and the reference again
+    assert len(measured) == 2 * 4  # two batch sizes; two runtimes, one with two files, and the reference again
     for row in measured.itertuples():
         own = rounds[(rounds.backend == row.backend) & (rounds.batch_size == row.batch_size)]
         assert len(own) == 3
