@@ -63,7 +63,7 @@ def pick_arms(artifacts: list[Artifact], settings: Benchmark, threads: int, prog
             if entry["format"] != kind or not entry["input"]["normalized"]:
                 continue
             if not entry.get("parity", {"passed": True})["passed"]:
-                arms.append(Arm(name, "cpu", artifact, None, "does not answer like PyTorch: not timed"))
+                arms.append(Arm(name, "cpu", artifact, None, "does not answer as it must: not timed"))
                 continue
             for device in ["cuda", "cpu"] if cuda else ["cpu"]:
                 try:

@@ -11,21 +11,6 @@ import onnx
 import torch
 from torch import nn
 
-from harness.config import Normalization
-from harness.step import Normalizer
-
-
-class FromUint8(nn.Module):
-    """uint8 images [N, H, W, 3] -> logits: the normalisation is part of the network."""
-
-    def __init__(self, network: nn.Module, normalization: Normalization):
-        super().__init__()
-        self.network = network
-        self.normalize = Normalizer(normalization, torch.device("cpu"))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network(self.normalize(images))
-
 
 def to_onnx(network: nn.Module, example: torch.Tensor, opset: int) -> onnx.ModelProto:
     """`network` (eval mode, float32, on the CPU) with input `images`, output `logits` and a free batch dimension.

@@ -1,11 +1,14 @@
-"""Does an exported file answer like PyTorch? Every test image, in float32."""
+"""Does an exported file answer like PyTorch? Every test image; exactly in float32, within a drop of accuracy else."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from export.runtimes import Predict
+from harness.stats import Estimate, mean_interval
 
 TOLERANCE = 1e-3  # largest logit difference that a float32 export may show
 BATCH = 500
@@ -13,7 +16,11 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class Parity:
-    """How two sets of logits [N, classes] compare; `uncertain` are images that the difference could flip."""
+    """How two sets of logits [N, classes] compare; `uncertain` are images that the difference could flip.
+
+    `lost` were right before and are wrong now, `gained` the other way; `mcnemar_p` is the exact test that both are as
+    likely.
+    """
 
     images: int
     accuracy: float
@@ -22,23 +29,43 @@ class Parity:
     max_logit_difference: float
     disagreeing: list[int]
     uncertain: list[int]
+    lost: int
+    gained: int
+    accuracy_change: Estimate
+    mcnemar_p: float
+    allowed_drop: float | None
 
     @property
     def passed(self) -> bool:
-        """Within tolerance, and the same class for every image whose margin exceeds twice the largest difference."""
+        """In float32: within tolerance, and the same class for every image whose margin exceeds twice the largest
+        difference. Otherwise the interval of the accuracy's change must lie above the allowed drop."""
+        if self.allowed_drop is not None:
+            return math.isfinite(self.max_logit_difference) and self.accuracy_change.low >= -self.allowed_drop
         return self.max_logit_difference <= TOLERANCE and set(self.disagreeing) <= set(self.uncertain)
 
+    def __str__(self) -> str:
+        change = self.accuracy_change
+        text = f"accuracy {self.accuracy:.4f} (PyTorch {self.torch_accuracy:.4f}, "
+        text += f"change [{100 * change.low:.2f}, {100 * change.high:.2f}] points), top-1 agreement "
+        text += f"{self.top1_agreement:.4%}, largest logit difference {self.max_logit_difference:.2e}"
+        return text if self.passed else text + "; more than is allowed"
+
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "passed": self.passed}
+        return {**vars(self), "accuracy_change": vars(self.accuracy_change), "passed": self.passed}
 
 
-def compare(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> Parity:
-    """`logits` against `reference`, both [N, classes]; a number that is none counts as an infinite difference."""
+def compare(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray, allowed_drop: float | None = None) -> Parity:
+    """`logits` against `reference`, both [N, classes]; a number that is none counts as an infinite difference.
+
+    `allowed_drop`: of accuracy, for what is not meant to be exact; None: float32 against float32.
+    """
     difference = np.abs(logits.astype(np.float64) - reference)
     largest = float(np.where(np.isfinite(difference), difference, np.inf).max())
     own, expected = logits.argmax(1), reference.argmax(1)
     top = np.sort(reference, axis=1)
     margin = top[:, -1] - top[:, -2]
+    right, was_right = own == labels, expected == labels
+    lost, gained = int((was_right & ~right).sum()), int((right & ~was_right).sum())
     return Parity(
         images=len(labels),
         accuracy=float((own == labels).mean()),
@@ -47,6 +74,12 @@ def compare(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> Pa
         max_logit_difference=largest,
         disagreeing=np.flatnonzero(own != expected).tolist(),
         uncertain=np.flatnonzero(margin <= 2 * largest).tolist(),
+        lost=lost,
+        gained=gained,
+        # Paired by image: most agree, so its interval is far shorter than that of either accuracy.
+        accuracy_change=mean_interval((right.astype(float) - was_right).tolist()),
+        mcnemar_p=float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0,
+        allowed_drop=allowed_drop,
     )
 
 

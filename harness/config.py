@@ -159,10 +159,17 @@ class Resources(Strict):
 
 
 class Export(Strict):
-    formats: list[Literal["onnx", "onnx_rewritten"]] = Field(
-        ["onnx", "onnx_rewritten"],
+    formats: list[Literal["onnx", "onnx_rewritten", "onnx_int8"]] = Field(
+        ["onnx", "onnx_rewritten", "onnx_int8"],
         min_length=1,
-        description="ONNX as PyTorch exports it; rewritten: the same in operators that onnxruntime computes fast",
+        description="ONNX as PyTorch exports it; rewritten: the same in operators that onnxruntime computes fast; "
+        "int8: convolutions and matrix products in eight bits",
+    )
+    max_accuracy_drop: float = Field(
+        0.005,
+        ge=0,
+        lt=1,
+        description="of int8 against float32, a fraction; layers that cost more on the validation images stay float32",
     )
     uint8: bool = Field(True, description="also an ONNX file that takes uint8 images, normalisation inside")
     opset: int = Field(20, ge=18, le=23, description="of the ONNX files, asserted")

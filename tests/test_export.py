@@ -11,11 +11,14 @@ from conftest import command
 from PIL import Image
 
 from export import Artifact, parity
-from export.onnx import FromUint8, save, to_onnx
+from export.formats import FORMATS, Images, with_normalization
+from export.onnx import save, to_onnx
+from export.quantize import Quantizer, quantize
+from export.quantize import answers as quantize_answers
 from export.rewrite import rewrite
 from export.runtimes import Unavailable
 from harness import checkpoint, plugins
-from harness.config import Normalization, Trial
+from harness.config import Export, Normalization, Trial
 
 SIDE = 32
 
@@ -51,18 +54,6 @@ def test_every_network_answers_the_same(name, tmp_path):
         assert found.passed, found
 
 
-@pytest.mark.parametrize("name", plugins.names("architectures"))
-def test_every_rewritten_network_answers_the_same(name, tmp_path):
-    original, path = network(name), tmp_path / "model.onnx"
-    rewritten = rewrite(to_onnx(original, torch.randn(2, 3, SIDE, SIDE), 20))
-    assert "Mish" not in {node.op_type for node in rewritten.graph.node}
-    save(rewritten, path, 20)
-    images = torch.randn(7, 3, SIDE, SIDE)
-    with torch.inference_mode():
-        expected = original(images).numpy()
-    assert parity.compare(answers(path, images.numpy()), expected, np.zeros(7, int)).passed
-
-
 def test_rewritten_mish_is_mish():
     """Everywhere, to a rounding error or two of float32."""
     x = np.concatenate([np.linspace(-120, 120, 200_001), [-1e30, -1e4, 1e4, 1e30, 0.0, -0.0, 1e-30]]).astype(np.float32)
@@ -85,15 +76,42 @@ def test_a_wrong_rewrite_is_caught(tmp_path, monkeypatch, cut):
     assert parity.compare(answers(path, images.numpy()), expected, np.zeros(7, int)).passed == (cut == 20.0)
 
 
-def test_normalisation_inside_the_graph(tmp_path):
-    normalization = Normalization(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+@pytest.mark.parametrize("fault", ["none", "mean and deviation exchanged", "channels reversed"])
+def test_normalisation_inside_the_graph(tmp_path, fault):
+    right = Normalization(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    wrong = {
+        "none": right,
+        "mean and deviation exchanged": Normalization(mean=right.std, std=right.mean),
+        "channels reversed": Normalization(mean=right.mean[::-1], std=right.std[::-1]),
+    }
     original, path = network("model1"), tmp_path / "uint8.onnx"
     images = torch.randint(0, 256, (5, SIDE, SIDE, 3), dtype=torch.uint8)
-    save(to_onnx(FromUint8(original, normalization).eval(), images, 20), path, 20)
-    mean, std = (torch.tensor(v)[:, None, None] for v in (normalization.mean, normalization.std))
+    plain = to_onnx(original, torch.randn(2, 3, SIDE, SIDE), 20)
+    save(with_normalization(plain, wrong[fault]), path, 20)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (right.mean, right.std))
     with torch.inference_mode():
         expected = original((images.permute(0, 3, 1, 2) / 255 - mean) / std).numpy()
-    assert parity.compare(answers(path, images.numpy()), expected, np.zeros(5, int)).passed
+    assert parity.compare(answers(path, images.numpy()), expected, np.zeros(5, int)).passed == (fault == "none")
+    assert plain.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT  # the given one is left alone
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("name", plugins.names("architectures"))
+def test_every_network_in_every_format(name, kind, tmp_path):
+    """Made, saved, loaded and run, both ways of taking images; exact ones answer the same."""
+    original, path = network(name), tmp_path / "model.onnx"
+    images = torch.randn(32, 3, SIDE, SIDE).numpy()
+    plain = to_onnx(original, torch.from_numpy(images[:2]), 20)
+    given = Images(images, images, np.zeros(32, int))
+    model, _ = FORMATS[kind].make(plain, given, Export(max_accuracy_drop=0.99))
+    assert kind == "onnx" or "Mish" not in {node.op_type for node in model.graph.node}
+    save(model, path, 20)
+    with torch.inference_mode():
+        expected = original(torch.from_numpy(images)).numpy()
+    found = parity.compare(answers(path, images), expected, np.zeros(32, int), None if FORMATS[kind].exact else 0.99)
+    assert found.passed, found
+    save(with_normalization(model, Trial().normalization), path, 20)
+    assert answers(path, np.zeros((3, SIDE, SIDE, 3), np.uint8)).shape == (3, 10)
 
 
 @pytest.mark.parametrize("opset", [18, 21])
@@ -205,7 +223,7 @@ def test_torch_compile_without_a_compiler_is_absent(exported, monkeypatch):
 
 def test_manifest_agrees_with_the_files(exported):
     folder, manifest = exported
-    onnx_files = {"model.onnx", "model_uint8.onnx", "model_rewritten.onnx", "model_rewritten_uint8.onnx"}
+    onnx_files = {f"model{kind.suffix}{taken}.onnx" for kind in FORMATS.values() for taken in ("", "_uint8")}
     assert set(manifest["files"]) == {"model.safetensors", *onnx_files}
     for name, entry in manifest["files"].items():
         assert checkpoint.sha256(folder / name) == entry["sha256"]
@@ -256,3 +274,86 @@ def test_predict_refuses_what_it_cannot_serve(exported, image, tmp_path):
         done = command("-m", "export.predict", *arguments, cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
         assert message in done.stderr
+
+
+def small_network():
+    torch.manual_seed(0)
+    options = {"widths": [[8, 8], [16, 16]], "hidden": [32]}
+    return plugins.build_network(Trial(architecture="final", options=options), 10, SIDE).eval()
+
+
+@pytest.fixture(scope="module")
+def quantizer(tmp_path_factory):
+    images = torch.randn(64, 3, SIDE, SIDE)
+    return Quantizer(rewrite(to_onnx(small_network(), images[:2], 20)), images.numpy(), tmp_path_factory.mktemp("int8"))
+
+
+def relative_error(model, images):
+    with torch.inference_mode():
+        expected = small_network()(torch.from_numpy(images)).numpy()
+    found = quantize_answers(model, images)
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected - expected.mean(0)))
+
+
+def test_quantised_layers_are_those_asked_for(quantizer):
+    assert len(quantizer.layers) == 4 + 2
+    model = quantizer.quantized(quantizer.layers[1:3])
+    weights = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    assert sum(w.dtype == np.int8 and w.ndim == 4 for w in weights.values()) == 2
+    assert (
+        0
+        < relative_error(model, quantizer.calibration)
+        < relative_error(quantizer.quantized(quantizer.layers), quantizer.calibration)
+    )
+
+
+def test_all_layers_stay_close(quantizer):
+    assert relative_error(quantizer.quantized(quantizer.layers), quantizer.calibration) < 0.3
+
+
+@pytest.mark.parametrize("fault", ["channels swapped", "ranges of other images"])
+def test_a_wrong_quantisation_shows(quantizer, fault, tmp_path):
+    """What the check of accuracy is there for: errors far beyond those of eight bits."""
+    if fault == "channels swapped":
+        model = quantizer.quantized(quantizer.layers)
+        scales = next(i for i in model.graph.initializer if i.name.endswith("_scale") and i.dims == [16])
+        values = onnx.numpy_helper.to_array(scales)
+        scales.CopyFrom(
+            onnx.numpy_helper.from_array((values[::-1] * np.linspace(0.2, 5, 16)).astype(np.float32), scales.name)
+        )
+    else:
+        model = Quantizer(quantizer.model, 0.05 * quantizer.calibration, tmp_path).quantized(quantizer.layers)
+    assert relative_error(model, quantizer.calibration) > 0.6
+
+
+def test_layers_that_cost_too_much_stay_in_float32(quantizer):
+    """The most harmful first, and no more than needed."""
+    order = quantizer.by_harm()
+    assert sorted(order) == sorted(quantizer.layers)
+    _, kept = quantize(
+        quantizer.model,
+        quantizer.calibration,
+        lambda found: -relative_error(found, quantizer.calibration),
+        -0.8 * relative_error(quantizer.quantized(quantizer.layers), quantizer.calibration),
+    )
+    assert 0 < len(kept) < len(order)
+    assert kept == order[: len(kept)]
+    with pytest.raises(ValueError, match="every layer costs more"):
+        quantize(quantizer.model, quantizer.calibration, lambda found: 0.0, 1.0)
+
+
+def test_accuracy_within_what_is_allowed():
+    """Paired by image: 3 lost and 1 gained of 1,000."""
+    labels = np.zeros(1000, int)
+    reference = np.tile([1.0, 0.0], (1000, 1))
+    reference[0] = [0.0, 1.0]
+    logits = reference.copy()
+    logits[[0, 1, 2, 3]] = logits[[0, 1, 2, 3], ::-1]
+    found = parity.compare(logits, reference, labels, allowed_drop=0.01)
+    assert (found.lost, found.gained) == (3, 1)
+    assert found.accuracy_change.mean == pytest.approx(-0.002)
+    assert found.mcnemar_p == pytest.approx(0.625)  # two-sided: 2 * (4 + 1) / 16
+    assert found.passed
+    assert not parity.compare(logits, reference, labels, allowed_drop=0.004).passed
+    assert not parity.compare(logits, reference, labels).passed
+    assert not parity.compare(np.full_like(logits, np.nan), reference, labels, allowed_drop=1.0).passed

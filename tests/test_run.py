@@ -70,7 +70,10 @@ def test_inference_rounds_and_summary_agree(small_run):
     names = "artifact backend precision device batch_size threads scope replicate round images seconds"
     assert list(rounds.columns) == names.split()
     measured = summary.dropna(subset=["ratio"])
-    assert len(measured) == 2 * 4  # two batch sizes; two runtimes, one with two files, and the reference again
+    files = json.loads(next((run / "exported").glob("*/manifest.json")).read_text())["files"].values()
+    served = [f for f in files if f["input"]["normalized"] and f.get("parity", {"passed": True})["passed"]]
+    assert len(served) >= 3
+    assert len(measured) == 2 * (len(served) + 1)  # two batch sizes; each file, and the reference again
     for row in measured.itertuples():
         own = rounds[(rounds.backend == row.backend) & (rounds.batch_size == row.batch_size)]
         assert len(own) == 3

@@ -1,0 +1,116 @@
+"""Eight-bit integers for convolutions and matrix products: static quantisation with calibrated ranges.
+
+onnxruntime's own quantiser does it: QuantizeLinear and DequantizeLinear around the operators (QDQ), weights int8 with a
+scale for each output channel, activations uint8 with the range seen on training images. Layers that cost too much
+accuracy stay in float32: which ones is measured, the most harmful first.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from export.parity import predict_all
+
+QUANTISED = ("Conv", "Gemm", "MatMul")
+CALIBRATION_BATCH = 64
+
+Score = Callable[[onnx.ModelProto], float]
+
+
+class _Images(CalibrationDataReader):
+    def __init__(self, images: np.ndarray):
+        self.batches = iter(np.array_split(images, max(1, len(images) // CALIBRATION_BATCH)))
+
+    def get_next(self):
+        batch = next(self.batches, None)
+        return None if batch is None else {"images": batch}
+
+
+class Quantizer:
+    """A float32 model with input `images`, prepared once in a `folder` of its own; `calibration`: training images as
+    the model takes them."""
+
+    def __init__(self, model: onnx.ModelProto, calibration: np.ndarray, folder: Path):
+        self.calibration, self.folder = calibration, folder
+        onnx.save(model, folder / "given.onnx")  # given in memory, its weights would go astray
+        quant_pre_process(folder / "given.onnx", folder / "prepared.onnx", skip_symbolic_shape=True)
+        self.model = onnx.load(folder / "prepared.onnx")
+        self.ranges = folder / "ranges.json"  # calibration runs once, however often layers are chosen anew
+        self.layers = [node.name for node in self.model.graph.node if node.op_type in QUANTISED]
+
+    def quantized(self, layers: Collection[str]) -> onnx.ModelProto:
+        """The model with these layers in int8."""
+        to = self.folder / "quantized.onnx"
+        level = logging.root.level
+        logging.root.setLevel(logging.ERROR)  # it advises what has been done
+        try:
+            quantize_static(
+                self.folder / "prepared.onnx",
+                to,
+                _Images(self.calibration),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTISED),
+                nodes_to_quantize=list(layers),
+                per_channel=True,
+                reduce_range=not has_vnni(),
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibration_cache_path=self.ranges,
+            )
+        finally:
+            logging.root.setLevel(level)
+        return onnx.load(to)
+
+    def by_harm(self) -> list[str]:
+        """Layers, first the one that changes the logits of the calibration images most when it alone is in int8."""
+        images = self.calibration[:256]
+        reference = answers(self.model, images)
+        harm = {
+            layer: float(np.square(answers(self.quantized([layer]), images) - reference).mean())
+            for layer in self.layers
+        }
+        return sorted(self.layers, key=lambda layer: -harm[layer])
+
+
+def quantize(
+    model: onnx.ModelProto, calibration: np.ndarray, score: Score, least: float
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The model with as many layers in int8 as leave `score` (the more the better) at `least`; and those that stay.
+
+    Raises ValueError where not even one layer may be quantised.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        quantizer = Quantizer(model, calibration, Path(folder))
+        layers, kept, harmful = list(quantizer.layers), list[str](), list[str]()
+        found = quantizer.quantized(layers)
+        while layers and score(found) < least:
+            harmful = harmful or quantizer.by_harm()
+            kept.append(harmful[len(kept)])
+            layers.remove(kept[-1])
+            found = quantizer.quantized(layers)
+    if not layers:
+        raise ValueError("int8: every layer costs more accuracy than is allowed")
+    return found, kept
+
+
+def answers(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    """Logits [N, classes] from onnxruntime on CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return predict_all(lambda batch: session.run(None, {"images": batch})[0], images)
+
+
+def has_vnni() -> bool:
+    """Whether this CPU sums products of eight-bit integers without saturation; else weights get seven bits."""
+    import torch
+
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return known.get("architecture") != "x86_64" or any(known.get(name) for name in ("avx512_vnni", "avx_vnni"))
