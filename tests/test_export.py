@@ -1,5 +1,6 @@
 """Every network exports, answers like the original at any batch size, and a wrong export is caught."""
 
+import functools
 import json
 
 import numpy as np
@@ -35,6 +36,12 @@ def network(name: str) -> torch.nn.Module:
     return built.eval()
 
 
+@functools.cache
+def plain(name: str) -> onnx.ModelProto:
+    """Exporting takes seconds: once for all tests."""
+    return to_onnx(network(name), torch.randn(2, 3, SIDE, SIDE), 20)
+
+
 def answers(path, images):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run(None, {"images": images})[0]
@@ -43,7 +50,7 @@ def answers(path, images):
 @pytest.mark.parametrize("name", plugins.names("architectures"))
 def test_every_network_answers_the_same(name, tmp_path):
     original, path = network(name), tmp_path / "model.onnx"
-    save(to_onnx(original, torch.randn(2, 3, SIDE, SIDE), 20), path, 20)
+    save(plain(name), path, 20)
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]  # weights inside, no temporary file left
     assert {entry.domain: entry.version for entry in onnx.load(path).opset_import}[""] == 20
     for batch in (1, 2, 3, 7, 64):
@@ -86,13 +93,14 @@ def test_normalisation_inside_the_graph(tmp_path, fault):
     }
     original, path = network("model1"), tmp_path / "uint8.onnx"
     images = torch.randint(0, 256, (5, SIDE, SIDE, 3), dtype=torch.uint8)
-    plain = to_onnx(original, torch.randn(2, 3, SIDE, SIDE), 20)
-    save(with_normalization(plain, wrong[fault]), path, 20)
+    save(with_normalization(plain("model1"), wrong[fault]), path, 20)
     mean, std = (torch.tensor(v)[:, None, None] for v in (right.mean, right.std))
     with torch.inference_mode():
         expected = original((images.permute(0, 3, 1, 2) / 255 - mean) / std).numpy()
     assert parity.compare(answers(path, images.numpy()), expected, np.zeros(5, int)).passed == (fault == "none")
-    assert plain.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT  # the given one is left alone
+    assert (
+        plain("model1").graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    )  # the given one is left alone
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -101,9 +109,8 @@ def test_every_network_in_every_format(name, kind, tmp_path):
     """Made, saved, loaded and run, both ways of taking images; exact ones answer the same."""
     original, path = network(name), tmp_path / "model.onnx"
     images = torch.randn(32, 3, SIDE, SIDE).numpy()
-    plain = to_onnx(original, torch.from_numpy(images[:2]), 20)
     given = Images(images, images, np.zeros(32, int))
-    model, _ = FORMATS[kind].make(plain, given, Export(max_accuracy_drop=0.99))
+    model, _ = FORMATS[kind].make(plain(name), given, Export(max_accuracy_drop=0.99))
     assert kind == "onnx" or "Mish" not in {node.op_type for node in model.graph.node}
     save(model, path, 20)
     with torch.inference_mode():
