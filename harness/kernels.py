@@ -207,9 +207,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx, x, weight, bias, padding):
         k, _, r, _ = weight.shape
         y = x.new_empty(x.shape[0], *(side + 2 * padding - r + 1 for side in x.shape[1:3]), k)
-        u = _filters(weight).transpose(1, 2)
-        for some, out in _in_cache(weight, x, y):
-            _assemble(torch.bmm(_tiles("input", r, some, y.shape, padding), u), r, out, bias)
+        _convolve(x, y, weight, _filters(weight).transpose(1, 2), padding, bias)
         ctx.save_for_backward(x, weight)
         ctx.padding = padding
         return y
@@ -223,9 +221,7 @@ class _Convolution(torch.autograd.Function):
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
             dx = torch.empty_like(x)
-            u = _filters(weight, turned=True)
-            for some, out in _in_cache(weight, gradient, dx):
-                _assemble(torch.bmm(_tiles("input", r, some, x.shape, r - 1 - ctx.padding), u), r, out)
+            _convolve(gradient, dx, weight, _filters(weight, turned=True), r - 1 - ctx.padding, None)
         if ctx.needs_input_grad[1]:
             du = x.new_empty(_positions(r), k, c)
             for number, (some, out) in enumerate(_in_cache(weight, x, gradient)):
@@ -237,6 +233,15 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             db = gradient.sum((0, 1, 2))
         return dx, dw, db, None
+
+
+def _convolve(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, u: torch.Tensor, padding: int, bias: torch.Tensor | None
+) -> None:
+    """Y [N, H, W, K] from x [N, H, W, C] with transformed filters u [n * n, C, K] of that weight."""
+    r = weight.shape[2]
+    for some, out in _in_cache(weight, x, y):
+        _assemble(torch.bmm(_tiles("input", r, some, y.shape, padding), u), r, out, bias)
 
 
 def _in_cache(weight: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
