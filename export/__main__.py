@@ -16,11 +16,8 @@ from harness import cli
 from harness.config import Data, Export, ExportConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import numpy as np
 
-    from export.formats import Format
     from harness.datasets import Part
     from harness.progress import Progress
     from harness.results import RunDirectory
@@ -41,6 +38,7 @@ def export_winner(run: "RunDirectory", settings: Export, progress: "Progress") -
     """Export the winning configuration's trial with the best validation; RuntimeError where parity fails."""
     from export import Artifact, onnx, parity
     from export.formats import CALIBRATION_IMAGES, FORMATS, Images, with_normalization
+    from export.quantize import NotPossible
     from export.runtimes import onnxruntime
     from harness import checkpoint, datasets, results, stats
     from harness.config import Trial
@@ -55,11 +53,7 @@ def export_winner(run: "RunDirectory", settings: Export, progress: "Progress") -
         raise RuntimeError("no trial has finished: nothing to export")
     record = stats.winning_trial(ranked[0], metric)
     folder = run.exported_folder(record["id"])
-    takes = ["", "_uint8"] if settings.uint8 else [""]
-    formats = {
-        f"model{FORMATS[name].suffix}{taken}.onnx": FORMATS[name] for name in settings.formats for taken in takes
-    }
-    if is_whole(folder, record, settings, formats):
+    if is_whole(folder, record, settings):
         progress.line(f"export: {folder.name} is there")
         return
 
@@ -78,7 +72,9 @@ def export_winner(run: "RunDirectory", settings: Export, progress: "Progress") -
         "input_size": side,
         "fingerprint": data.fingerprint,
         "environment": results.environment(),
+        "settings": settings.model_dump(mode="json"),
         "files": {},
+        "absent": {},
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)  # a manifest speaks of files that are there
@@ -113,8 +109,13 @@ def export_winner(run: "RunDirectory", settings: Export, progress: "Progress") -
     for kind in settings.formats:
         made = FORMATS[kind]
         progress.status(f"exporting model{made.suffix}.onnx")
-        model, extra = made.make(plain, images, settings)
-        for taken in takes:
+        try:
+            model, extra = made.make(plain, images, settings)
+        except NotPossible as reason:
+            manifest["absent"][kind] = str(reason)
+            progress.line(f"export: {kind} is absent: {reason}")
+            continue
+        for taken in ["", "_uint8"] if settings.uint8 else [""]:
             name = f"model{made.suffix}{taken}.onnx"
             onnx.save(with_normalization(model, trial.normalization) if taken else model, folder / name, settings.opset)
             entry = _entry(folder / name, "onnx", made.precision, uint8_input if taken else float_input)
@@ -124,9 +125,11 @@ def export_winner(run: "RunDirectory", settings: Export, progress: "Progress") -
             found = parity.compare(parity.predict_all(predict, pixels if taken else test), reference, labels, drop)
             manifest["files"][name] = entry | extra | {"opset": settings.opset, "parity": found.to_json()}
             progress.line(f"export: {name}, {found}")
+    for old in folder.glob("model*.onnx"):  # of other settings: no manifest would speak of it
+        if old.name not in manifest["files"]:
+            old.unlink()
     checkpoint.write_json(folder / "manifest.json", manifest)
-    wrong = [name for name, made in formats.items() if made.exact and not manifest["files"][name]["parity"]["passed"]]
-    if wrong:
+    if wrong := failed(manifest):
         raise RuntimeError(f"{', '.join(wrong)}: does not answer like PyTorch; {folder / 'manifest.json'} has figures")
 
 
@@ -142,22 +145,25 @@ def _entry(path, kind: str, precision: str, description: dict[str, Any]) -> dict
     }
 
 
-def is_whole(folder, record, settings: Export, formats: "Mapping[str, Format]") -> bool:
-    """Whether the folder holds these weights in every format, unchanged, made as asked now and passed where it must."""
+def failed(manifest: dict[str, Any]) -> list[str]:
+    """Files in float32 that do not answer like PyTorch."""
+    files = manifest["files"].items()
+    return [
+        name for name, f in files if f["precision"] == "float32" and not f.get("parity", {"passed": True})["passed"]
+    ]
+
+
+def is_whole(folder, record, settings: Export) -> bool:
+    """Whether the folder holds what these settings make of these weights, unchanged, and exact where it must be."""
     from harness import checkpoint
 
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        files = manifest["files"]
-        drops = {name: None if made.exact else settings.max_accuracy_drop for name, made in formats.items()}
         return (
             manifest["weights_sha256"] == record["weights_sha256"]
-            and all(
-                checkpoint.sha256(folder / name) == files[name]["sha256"] for name in ["model.safetensors", *formats]
-            )
-            and all(files[name]["opset"] == settings.opset for name in formats)
-            and all(files[name]["parity"]["allowed_drop"] == drop for name, drop in drops.items())
-            and all(files[name]["parity"]["passed"] for name, made in formats.items() if made.exact)
+            and manifest["settings"] == settings.model_dump(mode="json")
+            and all(checkpoint.sha256(folder / name) == entry["sha256"] for name, entry in manifest["files"].items())
+            and not failed(manifest)
         )
     except (OSError, ValueError, KeyError):
         return False

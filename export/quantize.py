@@ -24,6 +24,10 @@ CALIBRATION_BATCH = 64
 Score = Callable[[onnx.ModelProto], float]
 
 
+class NotPossible(Exception):
+    """This network has no such format within what is allowed."""
+
+
 class _Images(CalibrationDataReader):
     def __init__(self, images: np.ndarray):
         self.batches = iter(np.array_split(images, max(1, len(images) // CALIBRATION_BATCH)))
@@ -84,7 +88,7 @@ def quantize(
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The model with as many layers in int8 as leave `score` (the more the better) at `least`; and those that stay.
 
-    Raises ValueError where not even one layer may be quantised.
+    Raises NotPossible where not even one layer may be quantised.
     """
     with tempfile.TemporaryDirectory() as folder:
         quantizer = Quantizer(model, calibration, Path(folder))
@@ -96,7 +100,7 @@ def quantize(
             layers.remove(kept[-1])
             found = quantizer.quantized(layers)
     if not layers:
-        raise ValueError("int8: every layer costs more accuracy than is allowed")
+        raise NotPossible("every layer in int8 costs more accuracy than is allowed")
     return found, kept
 
 

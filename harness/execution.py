@@ -43,6 +43,11 @@ class Plan:
     def name(self) -> str:
         return f"{self.compile} {self.memory_format}"
 
+    @property
+    def traces(self) -> bool:
+        """Whether torch.compile makes its code, at the first step."""
+        return self.compile not in ("off", "kernels")
+
     @classmethod
     def of(cls, trial: Trial, device: torch.device, chosen: Mapping[str, Any] | None = None) -> "Plan":
         """As the configuration says; what it leaves open as fastest.choose found, else by rule.
@@ -127,7 +132,7 @@ def compiled_mark(plan: Plan, shape: str) -> Path:
 def compiling(plan: Plan, shape: str) -> Iterator[None]:
     """Around a trial's first step. Of the processes of a node one compiles a network of that `shape` (see `shape_key`);
     the others wait, then load what it compiled from the cache."""
-    if plan.compile in ("off", "kernels"):
+    if not plan.traces:
         yield
         return
     from filelock import FileLock

@@ -162,7 +162,7 @@ def prepare(network: nn.Module, plan: Plan, device: torch.device) -> tuple[nn.Mo
     rates alone is poured into it, and nothing is compiled again. torch.compile falls back to eager after so many
     recompilations with a mere warning; here that is an error.
     """
-    if plan.compile in ("off", "kernels"):
+    if not plan.traces:
         network = to_device(kernels.fuse(network) if plan.compile == "kernels" else network, device, plan.memory_format)
         return network, network
     torch._dynamo.config.fail_on_recompile_limit_hit = True

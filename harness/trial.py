@@ -180,7 +180,7 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
             batch = draws.batch(number, config.batch_size)
             done = epoch * steps_per_epoch + number
             rate = config.optimizer.lr * learning_rate_factor(config.schedule, done, total_steps, steps_per_epoch)
-            if done == 0 and plan.compile not in ("off", "kernels"):
+            if done == 0 and plan.traces:
                 ledger.enter("compile")
                 shape = execution.shape_key(config, len(data.classes), data.input_size, device, plan.threads)
                 with execution.compiling(plan, shape):

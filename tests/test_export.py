@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -12,14 +13,17 @@ from conftest import command
 from PIL import Image
 
 from export import Artifact, parity
+from export.__main__ import export_winner
 from export.formats import FORMATS, Images, with_normalization
 from export.onnx import save, to_onnx
-from export.quantize import Quantizer, quantize
+from export.quantize import NotPossible, Quantizer, quantize
 from export.quantize import answers as quantize_answers
 from export.rewrite import rewrite
 from export.runtimes import Unavailable
 from harness import checkpoint, plugins
 from harness.config import Export, Normalization, Trial
+from harness.progress import Progress
+from harness.results import RunDirectory
 
 SIDE = 32
 
@@ -345,7 +349,7 @@ def test_layers_that_cost_too_much_stay_in_float32(quantizer):
     )
     assert 0 < len(kept) < len(order)
     assert kept == order[: len(kept)]
-    with pytest.raises(ValueError, match="every layer costs more"):
+    with pytest.raises(NotPossible, match="every layer in int8 costs more"):
         quantize(quantizer.model, quantizer.calibration, lambda found: 0.0, 1.0)
 
 
@@ -364,3 +368,23 @@ def test_accuracy_within_what_is_allowed():
     assert not parity.compare(logits, reference, labels, allowed_drop=0.004).passed
     assert not parity.compare(logits, reference, labels).passed
     assert not parity.compare(np.full_like(logits, np.nan), reference, labels, allowed_drop=1.0).passed
+
+
+def test_a_format_that_is_not_possible_is_listed_as_absent(small_run, tmp_path, monkeypatch):
+    """The other files are exported all the same, and asking again with the same settings does nothing."""
+    shutil.copytree(small_run[0], tmp_path / "run")
+    run, settings, progress = RunDirectory(tmp_path / "run"), Export(uint8=False, max_accuracy_drop=0.001), Progress()
+    (manifest,) = run.path.glob("exported/*/manifest.json")
+
+    def impossible(*_):
+        raise NotPossible("too harmful")
+
+    monkeypatch.setattr("export.formats.quantize", impossible)
+    export_winner(run, settings, progress)
+    found = json.loads(manifest.read_text())
+    assert found["absent"] == {"onnx_int8": "too harmful"}
+    assert set(found["files"]) == {"model.safetensors", "model.onnx", "model_rewritten.onnx"}
+    assert {path.name for path in manifest.parent.iterdir()} == {*found["files"], "manifest.json"}
+    before = manifest.stat().st_mtime_ns
+    export_winner(run, settings, progress)
+    assert manifest.stat().st_mtime_ns == before
