@@ -1,199 +1,196 @@
-"""The inference benchmark: every runtime that serves the exported float32 model, over batch sizes.
+"""The inference benchmark: which file, in which runtime, answers how fast, and which of them to ship.
 
-Accuracy comes before speed: what did not answer like PyTorch at export is not timed. Inputs are real test images that
-rotate from call to call. The reference runs twice, under two names; the ratio of the two is the noise of this sitting.
+An arm is a file that a runtime serves. Accuracy comes before speed: an arm that does not answer as it must on every
+test image is shown and not timed. How it is timed: benchmarks/sitting.py; what comes of it: benchmarks/verdict.py.
 """
 
-import itertools
-import json
-from dataclasses import dataclass
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas
 
-from benchmarks import timing
+from benchmarks import conditions, verdict
+from benchmarks.sitting import AGAIN, REFERENCE, Arm, Sitting, Worker
 from export import Artifact
-from export.runtimes import Predict, Unavailable
-from harness import plugins, results, stats
+from export.check import Check
+from export.parity import compare
+from export.runtimes import Unavailable
+from harness import checkpoint, plugins, results, stats
 from harness.config import Benchmark, Data, Normalization
 from harness.errors import BadInput
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from harness.progress import Progress
 
-REFERENCE = "torch_eager"
-AGAIN = "torch_eager_again"
+DEFAULT = (REFERENCE, "onnxruntime")
 COLUMNS = (
-    "artifact backend precision device batch_size threads scope replicate round images seconds".split()  # noqa: SIM905
+    *("artifact", "backend", "precision", "device", "batch_size", "threads", "scope", "replicate", "round"),
+    *("images", "seconds", "call_ms", "foreign_cores", "note"),
 )
-IMAGES = 1024  # rotate through so many test images
+CHECK_BATCH = 500
+ROWS = "inference.csv"
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One runtime serving one file on one device; `predict` is None where it cannot, and `note` says why.
+def candidates(artifacts: Sequence[Artifact], settings: Benchmark, cuda: bool) -> Iterator[Arm]:
+    """Each runtime with each file of its format that takes what is timed: normalised float32 images, or uint8 ones.
 
-    `backend`: the runtime's name, and what sets the file apart from model.onnx.
+    PyTorch's own file takes no uint8 images: the worker normalises them, on the host. With a GPU each is tried there,
+    and on the CPU where it cannot use it.
     """
-
-    backend: str
-    device: str
-    artifact: Artifact
-    predict: Predict | None
-    note: str = ""
-
-
-def pick_arms(artifacts: list[Artifact], settings: Benchmark, threads: int, progress: "Progress") -> list[Arm]:
-    """Each runtime with each file of its format that takes normalised float32 images and has passed parity.
-
-    On a machine with a GPU, a runtime that cannot use it is listed as absent there and measured on the CPU instead.
-    """
-    import torch
-
-    cuda = settings.device != "cpu" and torch.cuda.is_available()
-    arms = []
-    for backend in dict.fromkeys([REFERENCE, *(settings.runtimes or plugins.names("export.runtimes"))]):
-        kind = plugins.load("export.runtimes", backend, "FORMAT")
-        load = plugins.load("export.runtimes", backend, "load")
+    default = plugins.names("export.runtimes") if settings.full else DEFAULT
+    for runtime in dict.fromkeys([REFERENCE, *(settings.runtimes or default)]):
+        kind = plugins.load("export.runtimes", runtime, "FORMAT")
+        own = plugins.load("export.runtimes", runtime, "PRECISION", None)
         for artifact in artifacts:
-            entry, name = artifact.entry, f"{backend}{artifact.path.stem.removeprefix('model').replace('_', ' ')}"
-            if entry["format"] != kind or not entry["input"]["normalized"]:
-                continue
-            if not entry.get("parity", {"passed": True})["passed"]:
-                arms.append(Arm(name, "cpu", artifact, None, "does not answer as it must: not timed"))
-                continue
-            for device in ["cuda", "cpu"] if cuda else ["cpu"]:
-                try:
-                    progress.status(f"benchmark: loading {name} on {device}")
-                    arms.append(Arm(name, device, artifact, load(artifact, device, threads)))
-                    break
-                except Unavailable as reason:
-                    arms.append(Arm(name, device, artifact, None, str(reason)))
-                    progress.line(f"benchmark: {name} on {device} is absent: {reason}")
-    return arms
+            entry = artifact.entry
+            takes = entry["input"]["normalized"] != settings.uint8 or kind == "torch"
+            if entry["format"] == kind and takes:
+                check = Check(artifact, runtime, "cuda" if cuda else "cpu")
+                yield Arm(check.name, check, own or entry["precision"])
 
 
-def measure(arms: list[Arm], images: np.ndarray, settings: Benchmark, threads: int, progress: "Progress"):
-    """Rows of inference.csv; `images` float32 [N, 3, H, W], N at least the largest batch."""
-    rows: list[dict[str, Any]] = []
-    present = {arm.backend: arm for arm in arms if arm.predict is not None}
-    for position, batch_size in enumerate(settings.batch_sizes):
-        progress.status(f"benchmark: batch size {batch_size} ({position + 1} of {len(settings.batch_sizes)})")
-        starts = range(0, len(images) - batch_size + 1, batch_size)
-        batches = [np.ascontiguousarray(images[i : i + batch_size]) for i in starts]
-        calls = {}
-        for name in [*present, AGAIN]:
-            predict, rotation = present[REFERENCE if name == AGAIN else name].predict, itertools.cycle(batches)
-            calls[name] = lambda predict=predict, rotation=rotation: predict(next(rotation))
-        for one in timing.interleave(calls, settings.rounds, settings.round_seconds, seed=batch_size):
-            arm = present[REFERENCE if one.arm == AGAIN else one.arm]
-            rows.append(
-                {
-                    "artifact": arm.artifact.label,
-                    "backend": one.arm,
-                    "precision": arm.artifact.entry["precision"],
-                    "device": arm.device,
-                    "batch_size": batch_size,
-                    "threads": threads,
-                    "scope": "host arrays",
-                    "replicate": 0,
-                    "round": one.round,
-                    "images": one.calls * batch_size,
-                    "seconds": one.seconds,
-                }
-            )
-    return rows
+def checked(
+    arm: Arm, reference: np.ndarray, labels: np.ndarray, images: Path, threads: int, allowed: float, log: Path
+) -> None:
+    """Compare the arm with PyTorch in float64 on every test image, unless that was done; fills in what came out."""
+    artifact = arm.check.artifact
+    found = conditions.found_precision(artifact.path)
+    if found is not None and found != artifact.entry["precision"]:
+        arm.note = f"the manifest says {artifact.entry['precision']}, the file holds {found}: not timed"
+        return
+    try:
+        kept = arm.check.kept()
+        if kept is None:
+            with (
+                Worker(arm, threads, images, log) as worker,
+                tempfile.NamedTemporaryFile(suffix=".npy") as file,
+            ):
+                told = worker.ask("answers", to=file.name, batch_size=CHECK_BATCH)
+                logits = np.load(file.name)
+            from harness import checkpoint
 
-
-def summarize(rows: list[dict[str, Any]], arms: list[Arm]) -> pandas.DataFrame:
-    """One row a backend and batch size: median images/s and latency, ratio to the reference with its 95 % interval."""
-    table = pandas.DataFrame(rows)
-    table["images_per_second"] = table["images"] / table["seconds"]
-    summary = []
-    order = [REFERENCE, AGAIN, *dict.fromkeys(arm.backend for arm in arms if arm.backend != REFERENCE)]
-    table = table.sort_values("backend", key=lambda names: names.map(order.index), kind="stable")
-    table = table.sort_values(["batch_size", "round"], kind="stable")
-    for (batch_size, backend), own in table.groupby(["batch_size", "backend"], sort=False):
-        reference = table[(table.batch_size == batch_size) & (table.backend == REFERENCE)]
-        ratio = stats.ratio_interval(own["images_per_second"].tolist(), reference["images_per_second"].tolist())
-        speed = float(own["images_per_second"].median())
-        summary.append(
-            {
-                **{name: own[name].iloc[0] for name in ("artifact", "backend", "precision", "device", "batch_size")},
-                "images_per_second": speed,
-                "latency_ms": 1000 * float(batch_size) / speed,  # type: ignore[arg-type]
-                "ratio": ratio.mean,
-                "ratio_low": ratio.low if backend != REFERENCE else 1.0,
-                "ratio_high": ratio.high if backend != REFERENCE else 1.0,
-                "rounds": len(own),
-                "note": "the reference again: the noise of this sitting" if backend == AGAIN else "",
-            }
-        )
-    for arm in arms:
-        if arm.predict is None:
-            summary.append(
-                {"artifact": arm.artifact.label, "backend": arm.backend, "device": arm.device, "note": arm.note}
-            )
-    return pandas.DataFrame(summary)
+            checkpoint.write_array(arm.check.answers, logits)
+            drop = None if arm.precision == "float32" else allowed
+            kept = arm.check.keep(compare(logits, reference, labels, drop), told["seconds"])
+    except (Unavailable, RuntimeError) as reason:
+        arm.note = str(reason)
+        return
+    arm.accuracy, arm.images_per_second = kept["parity"], kept["images_per_second"]
+    lost = -arm.accuracy["accuracy_change"]["low"]
+    if not arm.accuracy["passed"] and (arm.precision == "float32" or not lost <= allowed):
+        arm.note = "does not answer as it must: not timed"
 
 
 def benchmark_exported(run: results.RunDirectory, settings: Benchmark, progress: "Progress") -> None:
-    """Measure the exported models of a run; writes inference.csv and inference_summary.csv."""
+    """Measure the exported models of a run; writes inference.csv, inference_summary.csv and verdict.json."""
     import torch
 
-    from harness import checkpoint, datasets
+    from harness import datasets
     from harness.step import Normalizer
 
-    manifests = [json.loads(path.read_text()) for path in sorted((run.path / "exported").glob("*/manifest.json"))]
-    if not manifests:
-        raise RuntimeError("nothing is exported; run the export stage first")
+    conditions.check_no_debugging()
     recorded = run.configuration()
     assert recorded is not None
+    ranked = stats.ranking(run.trials(), recorded["config"]["search"]["metric"])
+    winner = stats.winning_trial(ranked[0], recorded["config"]["search"]["metric"])["id"] if ranked else ""
+    folder = run.exported_folder(winner)
+    if not (folder / "manifest.json").is_file():
+        raise RuntimeError("the winner is not exported; run the export stage first")
+    manifest = checkpoint.read_json(folder / "manifest.json")
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     if settings.device == "cuda" and cuda is None:
         raise BadInput("benchmark.device=cuda: PyTorch sees no CUDA device; use auto or cpu")
+    if settings.uint8 and all(entry["input"]["normalized"] for entry in manifest["files"].values()):
+        raise BadInput("benchmark.uint8=true: no exported file takes uint8 images; export with export.uint8=true")
     threads = settings.threads or results.environment()["cores"]
     request = {
         "settings": settings.model_dump(mode="json"),
         "threads": threads,
         "machine": {name: results.environment()[name] for name in ("host", "cpu", "versions")} | {"cuda": cuda},
-        "files": {m["id"]: {name: entry["sha256"] for name, entry in m["files"].items()} for m in manifests},
+        "files": {name: entry["sha256"] for name, entry in manifest["files"].items()},
     }
-    digest_file = run.path / "exported" / "benchmarked.json"
-    if _same(digest_file, request) and (run.path / "inference.csv").is_file():
+    state_file = run.path / results.BENCHMARKED
+    state = _state(state_file, request, run)
+    if "files" in state and all(run.is_benchmark_whole(name) for name in state["files"]):
         progress.line("benchmark: is there")
         return
+
     data = datasets.load(Data.model_validate(recorded["config"]["data"]))
-    chosen = data.test.rows[: max(IMAGES, *settings.batch_sizes)]
-    chosen = np.resize(chosen, max(len(chosen), *settings.batch_sizes))  # few test images: they repeat
-    rows, summaries = [], []
-    for manifest in manifests:  # one model at a time: ratios compare runtimes, not models
-        folder = run.exported_folder(manifest["id"])
-        normalize = Normalizer(
-            Normalization.model_validate(manifest["normalization"]), torch.device("cpu"), "contiguous"
-        )
-        images = normalize(torch.from_numpy(data.test.images[chosen])).numpy()
-        arms = pick_arms([Artifact(folder, manifest, name) for name in manifest["files"]], settings, threads, progress)
-        own = measure(arms, images, settings, threads, progress)
-        summaries.append(summarize(own, arms))
-        rows += own
-    summary = pandas.concat(summaries, ignore_index=True)
-    checkpoint.write_atomically(run.path / "inference.csv", results.csv_text(COLUMNS, rows))
-    checkpoint.write_atomically(run.path / "inference_summary.csv", summary.to_csv(index=False))
-    checkpoint.write_json(digest_file, request)
-    for row in summary.dropna(subset=["ratio"]).to_dict("records"):  # absent runtimes have none
+    labels = data.test.labels[data.test.rows]
+    normalize = Normalizer(Normalization.model_validate(manifest["normalization"]), torch.device("cpu"), "contiguous")
+    reference = np.load(folder / "reference.npy")
+    log = run.path / "exported" / "benchmark.log"
+    with tempfile.TemporaryDirectory() as temporary:
+        images = Path(temporary) / "images.npy"
+        pixels = data.test.images[data.test.rows]
+        np.save(images, pixels if settings.uint8 else normalize(torch.from_numpy(pixels)).numpy())
+        arms = []
+        artifacts = [Artifact(folder, manifest, name) for name in manifest["files"]]
+        for arm in candidates(artifacts, settings, bool(cuda) and settings.device != "cpu"):
+            progress.status(f"benchmark: checking {arm.name} on {len(labels):,} test images")
+            checked(arm, reference, labels, images, threads, settings.max_accuracy_drop, log)
+            arms.append(arm)
+            if arm.note and arm.check.device == "cuda":  # then on the CPU
+                arm = Arm(arm.name, Check(arm.check.artifact, arm.check.runtime, "cpu"), arm.precision)
+                checked(arm, reference, labels, images, threads, settings.max_accuracy_drop, log)
+                arms.append(arm)
+        for arm in arms:
+            if arm.note:
+                progress.line(f"benchmark: {arm.name} on {arm.check.device} is absent: {arm.note}")
+        timed = [arm for arm in arms if not arm.note]
+        if not timed or timed[0].name != REFERENCE:
+            raise RuntimeError(f"the reference {REFERENCE} cannot be measured: {arms[0].note}")
+        sitting = Sitting(timed, images, float(np.abs(reference).max()), settings, threads, log)
+        todo = range(state["replicates"], settings.replicates)
+        each = sitting.estimated_seconds()
+        from harness.progress import duration
+
         progress.line(
-            f"benchmark: batch {row['batch_size']:g}, {row['backend']} on {row['device']}: "
-            f"{row['images_per_second']:,.0f} images/s, {row['ratio']:.2f} [{row['ratio_low']:.2f}, "
-            f"{row['ratio_high']:.2f}] times {REFERENCE}"
+            f"benchmark: {len(timed)} arms x batch sizes {settings.batch_sizes}, {len(todo)} replicates to measure, "
+            f"about {duration(len(todo) * each)}"
         )
+        started = time.monotonic()
+        for done, number in enumerate(todo, 1):
+            rows, cold, profiled = sitting.replicate(number, progress)
+            state = {**state, "replicates": number + 1, "cold": state["cold"] + cold}
+            state["operators"] += profiled
+            rows = _rows(run) + rows if number else rows
+            checkpoint.write_atomically(run.path / ROWS, results.csv_text(COLUMNS, rows))
+            state["rows_sha256"] = checkpoint.sha256(run.path / ROWS)
+            checkpoint.write_json(state_file, state)
+            left = (time.monotonic() - started) / done * (len(todo) - done)
+            progress.line(f"benchmark: replicate {number + 1} of {settings.replicates} done, {duration(left)} left")
+    written = [ROWS, "inference_summary.csv", "verdict.json"]
+    summary = verdict.summarize(_rows(run), state["cold"], arms, REFERENCE, AGAIN)
+    checkpoint.write_atomically(run.path / "inference_summary.csv", summary.to_csv(index=False))
+    if profiled := state["operators"]:
+        text = results.csv_text(profiled[0], profiled)
+        checkpoint.write_atomically(run.path / "inference_operators.csv", text)
+        written.append("inference_operators.csv")
+    told = verdict.decide(summary, settings, REFERENCE, AGAIN)
+    checkpoint.write_json(run.path / "verdict.json", told)
+    checkpoint.write_json(state_file, {**state, "files": {n: checkpoint.sha256(run.path / n) for n in written}})
+    for line in verdict.lines(summary, told, REFERENCE, AGAIN):
+        progress.line(f"benchmark: {line}")
 
 
-def _same(path: "Path", request: dict[str, Any]) -> bool:
+def _state(path: Path, request: dict[str, Any], run: results.RunDirectory) -> dict[str, Any]:
+    """What an interrupted benchmark of the same request has done."""
     try:
-        return json.loads(path.read_text()) == request
-    except (OSError, ValueError):
-        return False
+        found = checkpoint.read_json(path)
+        if found["request"] == request and checkpoint.is_whole(run.path / ROWS, found["rows_sha256"]):
+            return found
+    except (OSError, ValueError, KeyError):
+        pass
+    return {"request": request, "replicates": 0, "cold": [], "operators": []}
+
+
+def _rows(run: results.RunDirectory) -> list[dict[str, Any]]:
+    """Of inference.csv."""
+    import pandas
+
+    table = pandas.read_csv(run.path / ROWS, dtype={"call_ms": str, "note": str}, keep_default_na=False)
+    return table.to_dict("records")  # type: ignore[return-value]

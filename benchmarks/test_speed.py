@@ -4,6 +4,8 @@ Absolute times are recorded, with unit and environment in each entry (`--benchma
 `--benchmark-compare` where the machine is the same. What is asserted are ratios between arms of one run.
 """
 
+import json
+import random
 import subprocess
 import sys
 import time
@@ -15,7 +17,9 @@ import pytest
 import torch
 
 from benchmarks import timing
+from benchmarks.sitting import Arm, Worker
 from export import Artifact
+from export.check import Check
 from harness import checkpoint, datasets, plugins, results
 from harness.config import Augmentation, Data, Optimizer, Trial
 from harness.execution import Plan
@@ -125,15 +129,16 @@ def exported(tmp_path_factory):
     trial = Trial(architecture="model1")
     network = plugins.build_network(trial, 10, 32).eval()
     entry = {"precision": "float32", "input": {"normalized": True}}
+    save(to_onnx(network, torch.randn(2, 3, 32, 32), 20), root / "model.onnx", 20)
+    onnx_entry = {"format": "onnx", "sha256": checkpoint.sha256(root / "model.onnx")}
     manifest = {
         "id": "x",
         "config": trial.model_dump(mode="json"),
         "weights_sha256": checkpoint.save_weights(root / "model.safetensors", network.state_dict()),
         "classes": [str(i) for i in range(10)],
         "input_size": 32,
-        "files": {"model.safetensors": entry | {"format": "torch"}, "model.onnx": entry | {"format": "onnx"}},
+        "files": {"model.safetensors": entry | {"format": "torch"}, "model.onnx": entry | onnx_entry},
     }
-    save(to_onnx(network, torch.randn(2, 3, 32, 32), 20), root / "model.onnx", 20)
     return SimpleNamespace(root=root, manifest=manifest, network=network)
 
 
@@ -149,7 +154,9 @@ def test_inference(benchmark, exported, name):
     from export.runtimes import Unavailable
 
     kind = plugins.load("export.runtimes", name, "FORMAT")
-    file = next(f for f, entry in exported.manifest["files"].items() if entry["format"] == kind)
+    file = next((f for f, entry in exported.manifest["files"].items() if entry["format"] == kind), None)
+    if file is None:
+        pytest.skip("is not exported here")
     artifact = Artifact(exported.root, exported.manifest, file)
     try:
         predict = plugins.load("export.runtimes", name, "load")(artifact, DEVICE.type, torch.get_num_threads())
@@ -173,6 +180,66 @@ def test_onnxruntime_is_not_far_behind_eager(benchmark, exported):
     seconds = {name: np.median([r.seconds / r.calls for r in rounds if r.arm == name]) for name in calls}
     benchmark.extra_info["ratio"] = seconds["torch_eager"] / seconds["onnxruntime"]
     assert seconds["onnxruntime"] < 2 * seconds["torch_eager"]
+
+
+# What anyone would write, with the session options that runtimes/onnxruntime.py sets.
+BARE = """
+import sys, time
+import numpy as np, onnxruntime
+model, images, threads = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads, options.inter_op_num_threads = int(threads), 1
+options.add_session_config_entry("session.force_spinning_stop", "1")
+session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+batches = np.split(np.load(images), 8)
+for line in sys.stdin:
+    before = time.perf_counter()
+    for number in range(int(line)):
+        session.run(None, {"images": batches[number % 8]})
+    print(time.perf_counter() - before, flush=True)
+"""
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
+def test_reported_throughput_is_that_of_a_bare_loop(benchmark, exported, tmp_path, batch_size):
+    """The inference benchmark's arm against a loop over InferenceSession.run: a process each, in turn."""
+    threads = torch.get_num_threads()
+    images = np.random.default_rng(0).normal(size=(8 * batch_size, 3, 32, 32)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    (tmp_path / "manifest.json").write_text(json.dumps(exported.manifest))
+    model = tmp_path / "model.onnx"
+    model.write_bytes((exported.root / "model.onnx").read_bytes())
+    check = Check(Artifact(tmp_path, exported.manifest, "model.onnx"), "onnxruntime", "cpu")
+    command = [sys.executable, "-c", BARE, str(model), str(tmp_path / "images.npy"), str(threads)]
+    ratios = list[float]()
+    with (
+        Worker(Arm("onnxruntime", check, "float32"), threads, tmp_path / "images.npy", tmp_path / "log") as worker,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as bare,
+    ):
+        assert bare.stdin is not None and bare.stdout is not None
+        worker.ask("answers", to=str(tmp_path / "answers.npy"), batch_size=batch_size)
+        warm = worker.ask("warm_up", batch_size=batch_size, answers=str(tmp_path / "answers.npy"))
+        calls = max(8, round(0.1 / warm["call_seconds"]))
+
+        def one() -> None:
+            assert bare.stdin is not None and bare.stdout is not None
+            taken = {}
+            for name in order.sample(["ours", "bare"], 2):
+                if name == "ours":
+                    taken[name] = sum(worker.ask("measure", calls=calls)["seconds"])
+                else:
+                    print(calls, file=bare.stdin, flush=True)
+                    taken[name] = float(bare.stdout.readline())
+            ratios.append(taken["bare"] / taken["ours"])
+
+        order = random.Random(0)
+        one()
+        ratios.clear()
+        benchmark.pedantic(one, rounds=30)
+        bare.stdin.close()
+    middle = float(np.median(ratios))
+    benchmark.extra_info["throughput_as_reported_over_bare"] = middle
+    assert 0.97 < middle < 1.03
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One clock for everything that is compared: `time.perf_counter` around calls that return results on the host.
+"""For the checks in test_speed.py: `time.perf_counter` around calls of this process that return results on the host.
 
 Arms are measured in interleaved rounds, in an order drawn anew each round, so that a machine that changes its speed
 changes it for all of them. Ratios are paired by round. No arm is told which one it is compared with.

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# A file's format -> the runtime that it is made for, which export checks it with.
+SERVED_BY = {"torch": "torch_eager", "onnx": "onnxruntime", "aoti": "aoti"}
+
 
 @dataclass(frozen=True)
 class Artifact:

@@ -2,14 +2,13 @@
 
 Writes exported/<id>/: model.onnx (float32, normalised images [N, 3, H, W]), model_rewritten.onnx (the same in operators
 that onnxruntime computes fast), model_int8.onnx (in eight bits where accuracy allows it), each also as *_uint8.onnx
-(normalisation inside, uint8 [N, H, W, 3]), model.safetensors (PyTorch), manifest.json (digests, classes, normalisation,
-parity).
-What is there and whole is left as it is.
+(normalisation inside, uint8 [N, H, W, 3]), model.safetensors (PyTorch), reference.npy (PyTorch's logits of the test
+images in float64), checks/ (those of each file), manifest.json (digests, classes, normalisation, parity).
+On request also model_fp16.onnx and model.pt2 (AOTInductor). What is there and whole is left as it is.
 """
 
-import json
-import shutil
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from harness import cli
@@ -36,11 +35,10 @@ def main(config: ExportConfig) -> int:
 
 def export_winner(run: "RunDirectory", settings: Export, progress: "Progress") -> None:
     """Export the winning configuration's trial with the best validation; RuntimeError where parity fails."""
-    from export import Artifact, onnx, parity
-    from export.formats import CALIBRATION_IMAGES, FORMATS, Images, with_normalization
-    from export.quantize import NotPossible
-    from export.runtimes import onnxruntime
-    from harness import checkpoint, datasets, results, stats
+    from export import SERVED_BY, Artifact, parity
+    from export.check import Check
+    from export.formats import CALIBRATION_IMAGES, FORMATS, NotPossible, Source
+    from harness import checkpoint, datasets, plugins, results, stats
     from harness.config import Trial
     from harness.step import Normalizer
     from harness.trial import restore
@@ -75,11 +73,11 @@ def export_winner(run: "RunDirectory", settings: Export, progress: "Progress") -
         "settings": settings.model_dump(mode="json"),
         "files": {},
         "absent": {},
+        "timing": {"export_seconds": {}},
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)  # a manifest speaks of files that are there
 
-    progress.status("exporting: PyTorch's answers on the test images")
     normalize = Normalizer(trial.normalization, torch.device("cpu"))
 
     def normalized(part: "Part", every: int = 1) -> "np.ndarray":
@@ -89,44 +87,66 @@ def export_winner(run: "RunDirectory", settings: Export, progress: "Progress") -
         return part.labels[part.rows]
 
     pixels, test, labels = data.test.images[data.test.rows], normalized(data.test), labels_of(data.test)
+    exact = network.double()  # rounds in places that no file can be blamed for; to be compared with
     with torch.inference_mode():
-        channels_last = network.to(memory_format=torch.channels_last)
-        reference = parity.predict_all(lambda batch: channels_last(torch.from_numpy(batch)).numpy(), test)
-
+        reference = parity.predict_all(
+            lambda batch: exact(torch.from_numpy(batch).double()).numpy(),
+            test,
+            progress.counter("exporting: PyTorch's answers in float64, images"),
+        )
+    checkpoint.write_array(folder / "reference.npy", reference)
+    manifest["reference"] = {"precision": "float64", "sha256": checkpoint.sha256(folder / "reference.npy")}
     manifest["torch_accuracy"] = float((reference.argmax(1) == labels).mean())
     manifest["confusion"] = parity.confusion(reference, labels).tolist()
 
     weights = folder / "model.safetensors"
-    shutil.copyfile(run.trial_folder(record["id"]) / results.WEIGHTS, weights)
+    checkpoint.write_atomically(weights, (run.trial_folder(record["id"]) / results.WEIGHTS).read_bytes())
     float_input = {"name": "images", "dtype": "float32", "shape": ["batch", 3, side, side], "normalized": True}
     uint8_input = {"name": "images", "dtype": "uint8", "shape": ["batch", side, side, 3], "normalized": False}
     manifest["files"][weights.name] = _entry(weights, "torch", "float32", float_input)
-    progress.status("exporting model.onnx")
-    restored = restore(run.trial_folder(record["id"]), record, len(data.classes), side)  # in plain memory layout
-    plain = onnx.to_onnx(restored, torch.from_numpy(test[:2].copy()), settings.opset)
-    calibration = normalized(data.train, max(1, len(data.train) // CALIBRATION_IMAGES))
-    images = Images(calibration, normalized(data.validation), labels_of(data.validation))
+    source = Source(
+        network=restore(run.trial_folder(record["id"]), record, len(data.classes), side),  # in plain memory layout
+        example=torch.from_numpy(test[:2].copy()),
+        calibration=normalized(data.train, max(1, len(data.train) // CALIBRATION_IMAGES)),
+        validation=normalized(data.validation),
+        labels=labels_of(data.validation),
+        normalization=trial.normalization,
+        settings=settings,
+    )
     for kind in settings.formats:
         made = FORMATS[kind]
-        progress.status(f"exporting model{made.suffix}.onnx")
+        progress.status(f"exporting {made.file()}")
+        started = time.perf_counter()
         try:
-            model, extra = made.make(plain, images, settings)
+            model, extra = made.make(source)
         except NotPossible as reason:
             manifest["absent"][kind] = str(reason)
             progress.line(f"export: {kind} is absent: {reason}")
             continue
-        for taken in ["", "_uint8"] if settings.uint8 else [""]:
-            name = f"model{made.suffix}{taken}.onnx"
-            onnx.save(with_normalization(model, trial.normalization) if taken else model, folder / name, settings.opset)
-            entry = _entry(folder / name, "onnx", made.precision, uint8_input if taken else float_input)
-            progress.status(f"checking {name} on {len(test):,} test images")
-            predict = onnxruntime.load(Artifact(folder, manifest, name), "cpu", torch.get_num_threads())
+        for uint8 in [False, True] if settings.uint8 else [False]:
+            name = made.file(uint8)
+            progress.status(f"exporting {name}")
+            made.save(model, folder / name, source, uint8)
+            manifest["timing"]["export_seconds"][name] = round(time.perf_counter() - started, 2)
+            entry = _entry(folder / name, made.kind, made.precision, uint8_input if uint8 else float_input)
+            manifest["files"][name] = entry | extra | ({"opset": settings.opset} if made.kind == "onnx" else {})
+            artifact = Artifact(folder, manifest, name)
+            check = Check(artifact, SERVED_BY[made.kind], "cpu")
+            load = plugins.load("export.runtimes", check.runtime, "load")
+            predict = load(artifact, "cpu", torch.get_num_threads())
             drop = None if made.exact else settings.max_accuracy_drop
-            found = parity.compare(parity.predict_all(predict, pixels if taken else test), reference, labels, drop)
-            manifest["files"][name] = entry | extra | {"opset": settings.opset, "parity": found.to_json()}
+            started = time.perf_counter()
+            logits = parity.predict_all(
+                predict, pixels if uint8 else test, progress.counter(f"checking {name}, test images")
+            )
+            found = parity.compare(logits, reference, labels, drop)
+            checkpoint.write_array(check.answers, logits)
+            check.keep(found, time.perf_counter() - started)
+            manifest["files"][name]["parity"] = found.to_json()
             progress.line(f"export: {name}, {found}")
-    for old in folder.glob("model*.onnx"):  # of other settings: no manifest would speak of it
-        if old.name not in manifest["files"]:
+            started = time.perf_counter()
+    for old in (*folder.glob("model*.onnx"), *folder.glob("model*.pt2")):
+        if old.name not in manifest["files"]:  # of other settings: no manifest would speak of it
             old.unlink()
     checkpoint.write_json(folder / "manifest.json", manifest)
     if wrong := failed(manifest):
@@ -158,11 +178,12 @@ def is_whole(folder, record, settings: Export) -> bool:
     from harness import checkpoint
 
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = checkpoint.read_json(folder / "manifest.json")
         return (
             manifest["weights_sha256"] == record["weights_sha256"]
             and manifest["settings"] == settings.model_dump(mode="json")
-            and all(checkpoint.sha256(folder / name) == entry["sha256"] for name, entry in manifest["files"].items())
+            and all(checkpoint.is_whole(folder / name, entry["sha256"]) for name, entry in manifest["files"].items())
+            and checkpoint.is_whole(folder / "reference.npy", manifest["reference"]["sha256"])
             and not failed(manifest)
         )
     except (OSError, ValueError, KeyError):

@@ -1,52 +1,59 @@
-"""The files that an export consists of, as ONNX models made from the one that PyTorch writes.
+"""The files that an export consists of: what makes each from the trained network, and how it is written.
 
-Each as it is, for normalised float32 images [N, 3, H, W], and with the normalisation inside, for uint8 [N, H, W, 3].
+Each is for normalised float32 images [N, 3, H, W], and once more with the normalisation inside, for uint8 [N, H, W, 3].
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
+from torch import nn
 
-from export.quantize import answers, quantize
+from export import aoti
+from export.lookup import with_tables
+from export.onnx import save, to_onnx
+from export.quantize import NotPossible, answers, quantize
 from export.rewrite import rewrite
 from harness.config import Export, Normalization
+
+__all__ = ["CALIBRATION_IMAGES", "FORMATS", "Format", "NotPossible", "Source", "with_normalization"]
 
 CALIBRATION_IMAGES = 512
 
 
-@dataclass(frozen=True)
-class Images:
-    """Normalised float32 images [N, 3, H, W]: `calibration`, from the training part, show what ranges activations have;
-    `validation` with `labels` [N] decide which layers cost too much accuracy."""
+@dataclass
+class Source:
+    """What files are made from: the network in eval mode on the CPU and what belongs to it.
 
+    Images are normalised float32 [N, 3, H, W]: an `example` of two; `calibration`, from the training part, show what
+    ranges activations have; `validation` with `labels` [N] decide which layers cost too much accuracy.
+    """
+
+    network: nn.Module
+    example: torch.Tensor
     calibration: np.ndarray
     validation: np.ndarray
     labels: np.ndarray
+    normalization: Normalization
+    settings: Export
+    _plain: onnx.ModelProto | None = None
+
+    def plain(self) -> onnx.ModelProto:
+        """As PyTorch exports it, once."""
+        if self._plain is None:
+            self._plain = to_onnx(self.network, self.example, self.settings.opset)
+        return self._plain
+
+    def accuracy(self, model: onnx.ModelProto) -> float:
+        """On the validation images."""
+        return float((answers(model, self.validation).argmax(1) == self.labels).mean())
 
 
-Made = tuple[onnx.ModelProto, dict[str, Any]]  # and what the manifest says of it beside
-
-
-def _plain(model: onnx.ModelProto, images: Images, settings: Export) -> Made:
-    return model, {}
-
-
-def _rewritten(model: onnx.ModelProto, images: Images, settings: Export) -> Made:
-    return rewrite(model), {}
-
-
-def _int8(model: onnx.ModelProto, images: Images, settings: Export) -> Made:
-    rewritten = rewrite(model)
-
-    def accuracy(of: onnx.ModelProto) -> float:
-        return float((answers(of, images.validation).argmax(1) == images.labels).mean())
-
-    least = accuracy(rewritten) - settings.max_accuracy_drop
-    made, kept = quantize(rewritten, images.calibration, accuracy, least)
-    return made, {"float32_layers": kept}
+Made = tuple[Any, dict[str, Any]]  # a model for `save`, and what the manifest says of it beside
 
 
 @dataclass(frozen=True)
@@ -55,17 +62,51 @@ class Format:
 
     suffix: str
     precision: str
-    make: Callable[[onnx.ModelProto, Images, Export], Made]
+    make: Callable[[Source], Made]
+    kind: str = "onnx"
 
     @property
     def exact(self) -> bool:
         return self.precision == "float32"
 
+    def file(self, uint8: bool = False) -> str:
+        return f"model{self.suffix}{'_uint8' if uint8 else ''}{'.pt2' if self.kind == 'aoti' else '.onnx'}"
+
+    def save(self, model: Any, path: Path, source: Source, uint8: bool = False) -> None:
+        if self.kind == "aoti":
+            aoti.save(model, path, source.example, source.normalization if uint8 else None)
+        else:
+            save(with_normalization(model, source.normalization) if uint8 else model, path, source.settings.opset)
+
+
+def _int8(source: Source) -> Made:
+    rewritten = rewrite(source.plain())
+    least = source.accuracy(rewritten) - source.settings.max_accuracy_drop
+    made, kept = quantize(rewritten, source.calibration, source.accuracy, least)
+    return with_tables(made), {"float32_layers": kept}
+
+
+def _fp16(source: Source) -> Made:
+    """Weights and arithmetic in half precision, float32 in and out: for CUDA, whose tensor cores double their rate."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxscript import ir
+    from onnxscript.ir.passes.common import LiftConstantsToInitializersPass
+
+    rewritten = ir.from_proto(rewrite(source.plain()))
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(rewritten)  # others would stay in float32
+    made = ir.from_proto(convert_float_to_float16(ir.to_proto(rewritten), keep_io_types=True))
+    made.graph.sort()  # its casts stand at the end, whoever uses them
+    model = ir.to_proto(made)
+    del model.graph.value_info[:]  # of float32
+    return model, {}
+
 
 FORMATS = {
-    "onnx": Format("", "float32", _plain),
-    "onnx_rewritten": Format("_rewritten", "float32", _rewritten),
+    "onnx": Format("", "float32", lambda source: (source.plain(), {})),
+    "onnx_rewritten": Format("_rewritten", "float32", lambda source: (rewrite(source.plain()), {})),
     "onnx_int8": Format("_int8", "int8", _int8),
+    "onnx_fp16": Format("_fp16", "float16", _fp16),
+    "aoti": Format("", "float32", lambda source: (aoti.checked(source.network), {}), kind="aoti"),
 }
 
 

@@ -1,6 +1,7 @@
 """Does an exported file answer like PyTorch? Every test image; exactly in float32, within a drop of accuracy else."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,9 +84,15 @@ def compare(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray, allow
     )
 
 
-def predict_all(predict: Predict, images: np.ndarray) -> np.ndarray:
+def predict_all(
+    predict: Predict, images: np.ndarray, progress: Callable[[int, int], None] = lambda done, total: None
+) -> np.ndarray:
     """Logits [N, classes] of all images, in batches."""
-    return np.concatenate([predict(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
+    found = []
+    for i in range(0, len(images), BATCH):
+        found.append(predict(images[i : i + BATCH]))
+        progress(min(i + BATCH, len(images)), len(images))
+    return np.concatenate(found)
 
 
 def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

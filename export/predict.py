@@ -4,14 +4,13 @@ Prints a line an image: file, class, probability. `model` is a file of exported/
 classes and normalisation); several images are written image=[FILE,FILE]. Images of another size are resized.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
-from harness import cli
+from harness import checkpoint, cli
 from harness.config import Strict
 from harness.errors import BadInput
 
@@ -36,8 +35,8 @@ def main(config: Predict) -> int:
     import numpy as np
     from PIL.Image import Resampling
 
-    from export import Artifact
-    from harness import checkpoint, plugins, results
+    from export import SERVED_BY, Artifact
+    from harness import plugins, results
     from harness.datasets.images import read_rgb
 
     artifact = Artifact(config.model.absolute().parent, manifest, config.model.name)
@@ -51,7 +50,7 @@ def main(config: Predict) -> int:
         normalization = manifest["normalization"]
         mean, std = (np.asarray(normalization[name], np.float32) for name in ("mean", "std"))
         images = np.ascontiguousarray(((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2))
-    runtime = {"onnx": "onnxruntime", "torch": "torch_eager"}[artifact.entry["format"]]
+    runtime = SERVED_BY[artifact.entry["format"]]
     load = plugins.load("export.runtimes", runtime, "load")
     logits = load(artifact, "cpu", config.threads or results.environment()["cores"])(images).astype(np.float64)
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
@@ -64,7 +63,7 @@ def main(config: Predict) -> int:
 def read_manifest(model: Path) -> dict[str, Any]:
     """The manifest beside an exported file; BadInput where there is none or it does not know the file."""
     try:
-        manifest = json.loads((model.parent / "manifest.json").read_text())
+        manifest = checkpoint.read_json(model.parent / "manifest.json")
     except (OSError, ValueError) as error:
         raise BadInput(f"model={model}: no manifest.json beside it; give a file of a run's exported/<id>/") from error
     if model.name not in manifest["files"] or not model.is_file():

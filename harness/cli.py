@@ -206,7 +206,8 @@ def run(
         return 0
     debug = "--debug" in arguments
     gc.set_threshold(50_000)  # imports make objects that last: collecting in between takes a fifth of their time
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in STOPPING:
+        signal.signal(number, _stop)
     try:
         values = read(split(prepare([a for a in arguments if a != "--debug"])), model)
         return main(resolve(values) if resolve else build(model, nested(values)))
@@ -217,11 +218,7 @@ def run(
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
-        return 130
-    except SystemExit as stop:
-        if stop.code == 143:
-            print("stopped; the same command continues", file=sys.stderr)
-        raise
+        return 128 + (_received or signal.SIGINT)
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -230,5 +227,18 @@ def run(
         return 1
 
 
-def _terminated(_signal, _frame):
-    raise SystemExit(143)
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+_received: int | None = None
+
+
+def _stop(number, _frame):
+    """Both as KeyboardInterrupt: a SystemExit that meets Ray at work becomes one trial's error there."""
+    global _received
+    _received = number
+    raise KeyboardInterrupt
+
+
+def check_stopped() -> None:
+    """Raise KeyboardInterrupt where a signal to stop has come: once raised, it may be lost in a callback of C's."""
+    if _received is not None:
+        raise KeyboardInterrupt

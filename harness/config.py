@@ -101,6 +101,12 @@ class Trial(Strict):
         None, ge=2, description="stop when the oldest of that many last validation losses is the lowest of them"
     )
     keep: Literal["best", "last"] = Field("best", description="weights kept: of the best validation accuracy, or last")
+    checkpoint_seconds: float | None = Field(
+        30.0,
+        ge=0,
+        description="an interrupted trial continues from the last epoch's end before which so much time had passed; "
+        "none: from its beginning",
+    )
 
 
 class Data(Strict):
@@ -156,14 +162,18 @@ class Resources(Strict):
         return gpus
 
     retries: int = Field(1, ge=0, description="of a trial whose process died")
+    timeout_seconds: float | None = Field(
+        None, gt=0, description="a trial that does not come to its next validation in it is ended; default: no limit"
+    )
 
 
 class Export(Strict):
-    formats: list[Literal["onnx", "onnx_rewritten", "onnx_int8"]] = Field(
+    formats: list[Literal["onnx", "onnx_rewritten", "onnx_int8", "onnx_fp16", "aoti"]] = Field(
         ["onnx", "onnx_rewritten", "onnx_int8"],
         min_length=1,
         description="ONNX as PyTorch exports it; rewritten: the same in operators that onnxruntime computes fast; "
-        "int8: convolutions and matrix products in eight bits",
+        "int8: convolutions and matrix products in eight bits; fp16: in half precision, for CUDA; "
+        "aoti: compiled for this machine's CPU by AOTInductor",
     )
     max_accuracy_drop: float = Field(
         0.005,
@@ -176,12 +186,43 @@ class Export(Strict):
 
 
 class Benchmark(Strict):
+    full: bool = Field(False, description="every runtime; else torch_eager and onnxruntime")
     runtimes: list[str] | None = plugin("export.runtimes", None)
-    batch_sizes: list[Annotated[int, Field(ge=1)]] = Field([1, 8, 64, 256], min_length=1, description="images a call")
-    rounds: int = Field(10, ge=3, description="interleaved measurements of each runtime and batch size")
+    batch_sizes: list[Annotated[int, Field(ge=1)]] = Field([1, 8, 64], min_length=1, description="images a call")
+    uint8: bool = Field(
+        False, description="time uint8 images to labels, normalisation included; else normalised float32 to logits"
+    )
+    replicates: int = Field(5, ge=2, description="fresh processes of each arm; intervals are over them")
+    rounds: int = Field(2, ge=1, description="interleaved measurements of each arm and batch size in a replicate")
     round_seconds: float = Field(0.1, gt=0, description="at least so long a measurement")
     threads: int | None = Field(None, ge=1, description="of every runtime on CPU; default: the cores")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    batch_size: int | None = Field(None, ge=1, description="what is recommended is recommended for; default: 64")
+    max_accuracy_drop: float = Field(
+        0.005, ge=0, lt=1, description="of what is recommended against PyTorch in float32, a fraction"
+    )
+    latency_ms: float | None = Field(
+        None,
+        gt=0,
+        description="of what is recommended: nine of ten calls answer within; also measures the rate of "
+        "single images, arriving at random, that each arm can answer so",
+    )
+
+    @model_validator(mode="after")
+    def _recommends_what_is_measured(self) -> "Benchmark":
+        if self.batch_size is not None and self.batch_size not in self.batch_sizes:
+            raise ValueError(f"batch_size={self.batch_size}: is not measured; choose from {self.batch_sizes}")
+        return self
+
+    @property
+    def scope(self) -> str:
+        return "uint8 images to labels" if self.uint8 else "host arrays"
+
+    @property
+    def recommended_batch_size(self) -> int:
+        if self.batch_size is not None:
+            return self.batch_size
+        return 64 if 64 in self.batch_sizes else max(self.batch_sizes)
 
 
 class StageConfig(Strict):
@@ -212,6 +253,7 @@ class Tune(Strict):
     run: Path | None = Field(None, description="run directory; default runs/<space>-<digest>")
     stages: list[Stage] = Field(list(STAGES), min_length=1, description="which stages to run")
     dry_run: bool = Field(False, description="print what would run and an estimate of its cost")
+    other_code: bool = Field(False, description="go on beside trials of other code; trial.json tells them apart")
     trial: Trial = Trial()
     data: Data = Data()
     search: Search = Search()

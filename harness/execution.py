@@ -72,7 +72,7 @@ class Plan:
     def _by_rule(cls, trial: Trial, device: torch.device) -> "Plan":
         precision, compile_mode, memory_format = trial.precision, trial.compile, trial.memory_format
         if precision == "auto":
-            precision = "bfloat16" if _native_bfloat16(device) else "float32"
+            precision = "bfloat16" if native_bfloat16(device) else "float32"
         if precision == "float16" and device.type != "cuda":
             raise BadInput("trial.precision=float16: needs a CUDA device; use bfloat16 or float32 on CPU")
         if compile_mode == "auto":
@@ -94,7 +94,8 @@ def compiler(device: str) -> str | None:
     return next((found for name in (os.environ.get(variable), *names) if name and (found := shutil.which(name))), None)
 
 
-def _native_bfloat16(device: torch.device) -> bool:
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in all supported ones

@@ -6,7 +6,6 @@ architectures of a run that is worth while, and records it.
 """
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -89,7 +88,7 @@ def plans_of_run(
             )
             progress.line(f"plan for {config.architecture}: {told}")
         plans[config.architecture] = {**choice, "seconds": time.monotonic() - started}
-        run.add_plan(config.architecture, plans[config.architecture])
+        run.record("plans", config.architecture, plans[config.architecture])
     return plans
 
 
@@ -197,7 +196,7 @@ def remembered(
     """What `choose` found earlier on this machine; None where time was short then, and more training is to come now."""
     file = _cache_file(trial, num_classes, input_size, device, threads or torch.get_num_threads())
     try:
-        known = json.loads(file.read_text())
+        known = checkpoint.read_json(file)
     except (OSError, ValueError):
         return None
     return known | {"from_cache": True} if images <= known["images"] or not known["short_of_time"] else None

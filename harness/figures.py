@@ -154,22 +154,45 @@ def _scale(values: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
     return values.astype(str).map(where).to_numpy(dtype=float), [(place, name) for name, place in where.items()]
 
 
-def accuracy_against_throughput(summary: pd.DataFrame, accuracy: Mapping[str, float], batch_size: int) -> Figure:
-    """`summary`: rows of inference_summary.csv; `accuracy`: test accuracy by artifact."""
+AXES = {"images_per_second": "images a second", "latency_ms": "milliseconds a call"}
+
+
+def accuracy_against(summary: pd.DataFrame, cost: str, batch_size: int) -> Figure:
+    """`summary`: measured rows of inference_summary.csv; `cost`: a key of AXES. A line joins the Pareto front."""
     figure, axis = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
     rows = summary[(summary["batch_size"] == batch_size) & (summary["backend"] != "torch_eager_again")].copy()
-    rows["accuracy"] = 100 * rows["artifact"].map(accuracy)
+    rows["accuracy"] *= 100
     rows["runtime"] = rows["backend"] + " (" + rows["device"] + ")"
-    sns.scatterplot(rows, x="images_per_second", y="accuracy", hue="runtime", style="runtime", s=110, ax=axis)
+    better_first = rows.sort_values([cost, "accuracy"], ascending=[cost == "latency_ms", False])
+    front = better_first[better_first["accuracy"] > better_first["accuracy"].cummax().shift(fill_value=-1.0)]
+    axis.plot(front[cost], front["accuracy"], color="0.6", linewidth=1, zorder=0)
+    sns.scatterplot(rows, x=cost, y="accuracy", hue="runtime", style="runtime", s=110, ax=axis)
     middle = float(rows["accuracy"].mean())
     reach = max(1.0, 1.5 * float(np.ptp(rows["accuracy"])))
     axis.set(
-        xlabel=f"images a second at batch size {batch_size}",
+        xlabel=f"{AXES[cost]} at batch size {batch_size}",
         ylabel="test accuracy, %",
-        xlim=(0, 1.1 * rows["images_per_second"].max()),
+        xlim=(0, 1.1 * rows[cost].max()),
         ylim=(middle - reach, min(100.2, middle + reach)),
     )
     sns.move_legend(axis, "upper left", bbox_to_anchor=(1.02, 1), title=None, frameon=False)
+    return figure
+
+
+def operators(table: pd.DataFrame, milliseconds: Mapping[str, float]) -> Figure:
+    """`table`: rows of inference_operators.csv; `milliseconds`: measured a call by backend, which its shares divide."""
+    shares = table.groupby(["backend", "kind"])["share"].sum().unstack().fillna(0.0)
+    shares = shares.loc[[name for name in milliseconds if name in shares.index]]
+    parts = shares.mul([milliseconds[name] for name in shares.index], axis=0)
+    parts = parts[parts.max().sort_values(ascending=False).index]
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.4 * len(parts)), layout="constrained")
+    left = np.zeros(len(parts))
+    for name, color in zip(parts.columns, sns.color_palette("colorblind", len(parts.columns)), strict=True):
+        axis.barh(parts.index, parts[name], left=left, color=color, label=name)
+        left += parts[name].to_numpy()
+    axis.invert_yaxis()
+    axis.set(xlabel=f"milliseconds a call of {int(table['batch_size'].iloc[0])} images", ylabel="")
+    axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
     return figure
 
 

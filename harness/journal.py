@@ -1,6 +1,5 @@
 """What happened to the trials of a stage: told to the person at once, and recorded where no worker could record it."""
 
-import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +33,7 @@ class Journal:
 
     def retried(self, planned: Planned) -> None:
         self.shares[planned.id] = 0.0
-        self.progress.line(f"{self._name(planned)}: its process died; started again")
+        self.progress.line(f"{self._name(planned)}: its process died; goes on from its last checkpoint")
 
     def is_told(self, planned: Planned) -> bool:
         """Whether `ended` was called for it."""
@@ -43,22 +42,27 @@ class Journal:
     def stopped(self, planned: Planned, last: Mapping[str, Any], reason: str) -> None:
         """Record a trial that was stopped from outside."""
         self._write(planned, last, "stopped", {"stop_reason": reason})
+        if reason != "time budget":  # which a later command may lengthen
+            checkpoint.remove_generations(self.run.trial_folder(planned.id))
 
     def failed(self, planned: Planned, last: Mapping[str, Any], status: str, error: str) -> None:
-        """Record a trial whose process died or never began; `error` is the whole text.
+        """Record a trial whose process died or never began; `error` is the whole text, unless the process left one.
 
         A process may die after its trial has finished: that one's record stays.
         """
-        if (self.run.trial_folder(planned.id) / results.TRIAL).is_file():
+        folder = self.run.trial_folder(planned.id)
+        if (folder / results.TRIAL).is_file():
             return
+        if (folder / results.ERROR).is_file():
+            error = (folder / results.ERROR).read_text()
         lines = [line.strip() for line in error.splitlines() if line.strip()] or ["its process died"]
         reason = lines[-1] if "Traceback" in error or "ray::" in lines[0] else lines[0]
-        checkpoint.write_atomically(self.run.trial_folder(planned.id) / results.ERROR, error or reason)
+        checkpoint.write_atomically(folder / results.ERROR, error or reason)
         self._write(planned, last, status, {"error": reason})
 
     def ended(self, planned: Planned) -> None:
         """Tell how a trial ended, from its record."""
-        record = json.loads((self.run.trial_folder(planned.id) / results.TRIAL).read_text())
+        record = results.read_trial(self.run.trial_folder(planned.id))
         self.shares[planned.id] = 1.0
         self.run.write_trials_csv()
         metrics, status = record["metrics"], record["status"]
@@ -69,6 +73,8 @@ class Journal:
             text += f", validation {metrics['val_accuracy']:.4f}"
         if "test_accuracy" in metrics:
             text += f", test {metrics['test_accuracy']:.4f}"
+        if torn := sum(len(once["torn"]) for once in record.get("continued", [])):
+            text += f", {torn} of its checkpoints torn and not used"
         if "error" in record:
             changes = " ".join(f"{k}={v}" for k, v in planned.parameters.items())
             text += f" ({changes or 'base configuration'}): {record['error']}"

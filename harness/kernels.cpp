@@ -1,9 +1,10 @@
-// Activations, 2x2 max pooling and Winograd transforms over images [N, H, W, C], for CPUs: harness/kernels.py compiles
-// this file and calls it. Plain loops over vectors of 16 channels; the compiler knows what the processor has.
+// Activations and 2x2 max pooling over images [N, H, W, C], for CPUs: harness/kernels.py compiles this file and calls
+// it. Plain loops over vectors of 16 channels; the compiler knows what the processor has.
 
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 typedef float Vector __attribute__((vector_size(64)));
 typedef int32_t Integers __attribute__((vector_size(64)));
@@ -83,18 +84,22 @@ INLINE Vector exponential(Vector x) {
     return p * (Vector)((__builtin_convertvector(k, Integers) + 127) << 23);
 }
 
+// What an activation is and its derivative, from x; BY_VALUE: the same from its value instead of x.
 struct Same {
+    static constexpr bool BY_VALUE = true;
     INLINE Vector value(Vector x) { return x; }
     INLINE Vector derivative(Vector) { return (Vector){} + 1.0f; }
 };
 
 struct ReLU {  // NaN stays NaN
+    static constexpr bool BY_VALUE = true;
     INLINE Vector value(Vector x) { return x < 0.0f ? (Vector){} : x; }
     INLINE Vector derivative(Vector x) { return x <= 0.0f ? (Vector){} : (Vector){} + 1.0f; }
 };
 
 // x * tanh(softplus(x)) with one exponential: tanh(log(1 + e)) = n / (n + 2), where n = e * (e + 2). From 20 on it is x.
 struct Mish {
+    static constexpr bool BY_VALUE = false;
     INLINE Vector value(Vector x) {
         const Vector e = exponential(x > 20.0f ? (Vector){} + 20.0f : x), n = e * (e + 2.0f);
         return x * (n / (n + 2.0f));
@@ -147,9 +152,9 @@ void pool(const T* x, T* y, uint8_t* position, int64_t n, int64_t h, int64_t w, 
     }
 }
 
-// dx must be zero in a last odd row or column.
+// From x, or y where that is enough; dx must be zero in a last odd row or column.
 template <class Kind, class T>
-void pool_backward(const T* x, const T* dy, const uint8_t* position, T* dx, int64_t n, int64_t h, int64_t w, int64_t c,
+void pool_backward(const T* given, const T* dy, const uint8_t* position, T* dx, int64_t n, int64_t h, int64_t w, int64_t c,
                    int64_t threads) {
     const int64_t rows = h / 2, columns = w / 2;
     PARALLEL
@@ -160,115 +165,13 @@ void pool_backward(const T* x, const T* dy, const uint8_t* position, T* dx, int6
                 const int64_t at = (row * columns + column) * c + i;
                 const Vector where = load(position + at, count);
                 const auto pixel = [&](int k) { return from + (k / 2 * w + column * 2 + k % 2) * c + i; };
-                Vector largest = load(x + pixel(0), count);
-                for (int k = 1; k < 4; ++k) largest = where == float(k) ? load(x + pixel(k), count) : largest;
+                Vector largest = load(given + (Kind::BY_VALUE ? at : pixel(0)), count);
+                for (int k = 1; k < 4 && !Kind::BY_VALUE; ++k)
+                    largest = where == float(k) ? load(given + pixel(k), count) : largest;
                 const Vector gradient = load(dy + at, count) * Kind::derivative(largest);
                 for (int k = 0; k < 4; ++k) store(dx + pixel(k), where == float(k) ? gradient : (Vector){}, count);
             });
     }
-}
-
-// Winograd's minimal filtering F(m x m, R x R), Lavin and Gray, arXiv 1509.09308: tiles of m outputs a side need
-// n = m + R - 1 inputs a side. y = A' [(G w G') * (B' x B)] A, where the product in the middle is a matrix product over
-// the channels for each of the n * n positions. Transform<R> with m, A', G, B and the transposes comes from
-// harness/kernels.py, before this file.
-
-template <auto& matrix>
-constexpr int rows = std::extent_v<std::remove_reference_t<decltype(matrix)>, 0>;
-template <auto& matrix>
-constexpr int columns = std::extent_v<std::remove_reference_t<decltype(matrix)>, 1>;
-
-// One row or column: to = matrix from, where multiplications by constants zero and one vanish in the compiler.
-template <auto& matrix>
-INLINE void multiply(const Vector* from, int step, Vector* to) {
-    constexpr int P = rows<matrix>, Q = columns<matrix>;
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
-        Vector sum = {};
-        bool first = true;
-#pragma GCC unroll 8
-        for (int q = 0; q < Q; ++q)
-            if (matrix[p][q] != 0.0f) {
-                const Vector term = matrix[p][q] * from[q * step];
-                sum = first ? term : sum + term;
-                first = false;
-            }
-        to[p] = sum;
-    }
-}
-
-// to = matrix from matrix', of a tile of vectors.
-template <auto& matrix, int P, int Q>
-INLINE void transform(const Vector (&from)[Q][Q], Vector (&to)[P][P]) {
-    Vector turned[Q][P];
-#pragma GCC unroll 1
-    for (int q = 0; q < Q; ++q) multiply<matrix>(&from[0][q], Q, turned[q]);
-#pragma GCC unroll 1
-    for (int p = 0; p < P; ++p) multiply<matrix>(&turned[0][p], P, to[p]);
-}
-
-// Tiles of S x S pixels of x [N, H, W, C], m apart, the first at -padding; zero outside -> v [n * n, tiles, C].
-template <auto& matrix, int m>
-INLINE void gather(const float* x, float* v, int64_t n, int64_t h, int64_t w,
-                   int64_t c, int64_t down, int64_t across, int64_t padding, int64_t threads) {
-    constexpr int P = rows<matrix>, S = columns<matrix>;
-    const int64_t tiles = n * down * across;
-    PARALLEL
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t image = tile / (down * across), top = tile / across % down * m - padding;
-        const int64_t left = tile % across * m - padding;
-        int64_t pixel[S * S];  // where it begins, -1 outside
-        for (int a = 0; a < S; ++a)
-            for (int b = 0; b < S; ++b) {
-                const int64_t row = top + a, column = left + b;
-                const bool inside = row >= 0 && row < h && column >= 0 && column < w;
-                pixel[a * S + b] = inside ? ((image * h + row) * w + column) * c : -1;
-            }
-        for (int64_t i = 0; i < c; i += LANES) {
-            Vector from[S][S], to[P][P];
-            for (int a = 0; a < S * S; ++a) from[a / S][a % S] = pixel[a] < 0 ? Vector{} : load(x + pixel[a] + i);
-            transform<matrix>(from, to);
-            for (int a = 0; a < P; ++a)
-                for (int b = 0; b < P; ++b) store(v + ((a * P + b) * tiles + tile) * c + i, to[a][b]);
-        }
-    }
-}
-
-// v [n * n, tiles, C] -> y [N, H, W, C], a bias for each channel added where there is one.
-template <auto& matrix>
-INLINE void scatter(const float* v, const float* bias, float* y, int64_t n, int64_t h,
-                    int64_t w, int64_t c, int64_t down, int64_t across, int64_t threads) {
-    constexpr int M = rows<matrix>, S = columns<matrix>;
-    const int64_t tiles = n * down * across;
-    PARALLEL
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t image = tile / (down * across), top = tile / across % down * M, left = tile % across * M;
-        for (int64_t i = 0; i < c; i += LANES) {
-            Vector from[S][S], to[M][M];
-            for (int a = 0; a < S; ++a)
-                for (int b = 0; b < S; ++b) from[a][b] = load(v + ((a * S + b) * tiles + tile) * c + i);
-            transform<matrix>(from, to);
-            const Vector added = bias ? load(bias + i) : Vector{};
-            for (int a = 0; a < M && top + a < h; ++a)
-                for (int b = 0; b < M && left + b < w; ++b)
-                    store(y + ((image * h + top + a) * w + left + b) * c + i, to[a][b] + added);
-        }
-    }
-}
-
-// Filters [K, C] of S * S positions -> of P * P; how far apart filters and positions lie is given for both.
-template <auto& matrix>
-INLINE void filters(const float* x, int64_t x_filter, int64_t x_position, float* y,
-                    int64_t y_filter, int64_t y_position, int64_t k, int64_t c, int64_t threads) {
-    constexpr int P = rows<matrix>, S = columns<matrix>;
-    PARALLEL
-    for (int64_t filter = 0; filter < k; ++filter)
-        for (int64_t i = 0; i < c; i += LANES) {
-            Vector from[S][S], to[P][P];
-            for (int a = 0; a < S * S; ++a) from[a / S][a % S] = load(x + filter * x_filter + a * x_position + i);
-            transform<matrix>(from, to);
-            for (int a = 0; a < P * P; ++a) store(y + filter * y_filter + a * y_position + i, to[a / P][a % P]);
-        }
 }
 
 #define ACTIVATION(kind, name, T)                                                                                      \
@@ -282,30 +185,9 @@ INLINE void filters(const float* x, int64_t x_filter, int64_t x_position, float*
                             int64_t threads) {                                                                         \
         pool<kind>(x, y, position, n, h, w, c, threads);                                                               \
     }                                                                                                                  \
-    void kind##_pool_backward_##name(const T* x, const T* dy, const uint8_t* position, T* dx, int64_t n, int64_t h,    \
+    void kind##_pool_backward_##name(const T* given, const T* dy, const uint8_t* position, T* dx, int64_t n, int64_t h,    \
                                      int64_t w, int64_t c, int64_t threads) {                                          \
-        pool_backward<kind>(x, dy, position, dx, n, h, w, c, threads);                                                 \
-    }
-
-#define WINOGRAD(R)                                                                                                    \
-    void winograd_input_##R(const float* x, float* v, int64_t n, int64_t h, int64_t w, int64_t c, int64_t down,        \
-                            int64_t across, int64_t padding, int64_t threads) {                                        \
-        gather<Transform<R>::B, Transform<R>::M>(x, v, n, h, w, c, down, across, padding, threads);                    \
-    }                                                                                                                  \
-    void winograd_output_##R(const float* v, const float* bias, float* y, int64_t n, int64_t h, int64_t w, int64_t c,  \
-                             int64_t down, int64_t across, int64_t threads) {                                          \
-        scatter<Transform<R>::A>(v, bias, y, n, h, w, c, down, across, threads);                                       \
-    }                                                                                                                  \
-    void winograd_output_backward_##R(const float* dy, float* v, int64_t n, int64_t h, int64_t w, int64_t c,           \
-                                      int64_t down, int64_t across, int64_t threads) {                                 \
-        gather<Transform<R>::At, Transform<R>::M>(dy, v, n, h, w, c, down, across, 0, threads);                        \
-    }                                                                                                                  \
-    void winograd_filter_##R(const float* w, float* u, int64_t k, int64_t c, int64_t turned, int64_t threads) {        \
-        constexpr int64_t last = R * R - 1;                                                                            \
-        filters<Transform<R>::G>(turned ? w + last * c : w, (last + 1) * c, turned ? -c : c, u, c, k * c, k, c, threads);\
-    }                                                                                                                  \
-    void winograd_filter_backward_##R(const float* du, float* dw, int64_t k, int64_t c, int64_t threads) {             \
-        filters<Transform<R>::Gt>(du, c, k * c, dw, R * R * c, c, k, c, threads);                                      \
+        pool_backward<kind>(given, dy, position, dx, n, h, w, c, threads);                                                 \
     }
 
 extern "C" {
@@ -317,6 +199,4 @@ POOLING(ReLU, float, float)
 POOLING(ReLU, bfloat16, BFloat16)
 POOLING(Mish, float, float)
 POOLING(Mish, bfloat16, BFloat16)
-WINOGRAD(3)
-WINOGRAD(5)
 }

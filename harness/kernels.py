@@ -2,8 +2,8 @@
 
 PyTorch's CPU kernels for Mish and for 2x2 max pooling move far more memory and time than their arithmetic needs;
 torch.compile, which could fuse them, turns max pooling into scalar code. Its convolutions are near the processor's
-limit: what is left is to multiply less, with Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308), whose
-matrix products stay PyTorch's own. kernels.cpp beside this file has the loops; they are compiled once on a node.
+limit: what is left is to multiply less, with Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308).
+kernels.cpp, winograd.cpp and direct.cpp beside this file have the loops; they are compiled once on a node.
 
 Values and gradients are those of PyTorch to rounding; Winograd's rounding error is some ten times that of a direct
 convolution in float32, far below bfloat16's. Of equal pixels the first counts as in PyTorch; under bfloat16 the
@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -30,9 +30,11 @@ from torch.autograd.function import once_differentiable
 
 from harness import execution, results
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "winograd.cpp", "direct.cpp")]
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-Wno-psabi", "-fPIC", "-shared")
 LANES = 16  # channels at a time, as in kernels.cpp
+ROWS = 8  # tiles at a time, in winograd.cpp
+PANEL, SPAN = 32, 2  # filters and pooled pixels at a time, in direct.cpp
 
 # Kernel size -> outputs a side of a tile, and the points at which the polynomials are evaluated (and infinity).
 WINOGRAD = {3: (4, "0 1 -1 2 -2"), 5: (4, "0 1 -1 2 -2 1/2 -1/2")}
@@ -40,7 +42,8 @@ WINOGRAD = {3: (4, "0 1 -1 2 -2"), 5: (4, "0 1 -1 2 -2 1/2 -1/2")}
 # product, what the transforms move with the sum.
 LEAST_CHANNELS = 20.0
 LEAST_USED = 0.7  # of the pixels that whole tiles cover
-CACHE = 4 << 20  # bytes of transformed images at a time and thread
+FEW_CHANNELS = 4  # of the images that direct.cpp is for
+CACHE = 2 << 20  # bytes of transformed tiles at a time and thread
 
 Matrix = list[list[Fraction]]
 
@@ -71,7 +74,7 @@ def cook_toom(m: int, r: int, points: Sequence[Fraction]) -> tuple[Matrix, Matri
 
 @cache
 def _source() -> str:
-    """kernels.cpp, and the `Transform<R>` that it needs before it."""
+    """The sources, and the `Transform<R>` that they need before them."""
 
     def table(name: str, matrix: Matrix) -> str:
         rows = ", ".join("{" + ", ".join(f"{float(v)!r}f" for v in row) + "}" for row in matrix)
@@ -85,12 +88,12 @@ def _source() -> str:
         a, g, b = cook_toom(m, r, [Fraction(p) for p in points.split()])
         named = {"A": a, "At": turned(a), "G": g, "Gt": turned(g), "B": b}
         tables = " ".join(table(name, matrix) for name, matrix in named.items())
-        text += f"template <> struct Transform<{r}> {{ static constexpr int M = {m}; {tables} }};\n"
-    return text + SOURCE.read_text()
+        text += f"template <> struct Transform<{r}> {{ static constexpr int M = {m}, N = {m + r - 1}; {tables} }};\n"
+    return text + "".join(source.read_text() for source in SOURCES)
 
 
 def library_file() -> Path:
-    """Where kernels.cpp is, or will be, compiled for this processor."""
+    """Where the sources are, or will be, compiled for this processor."""
     known = "\0".join([_source(), execution.compiler("cpu") or "", _instructions(), *FLAGS])
     return execution.compiled_folder() / f"kernels-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
 
@@ -106,7 +109,7 @@ def _instructions() -> str:
 
 @cache
 def library() -> ctypes.CDLL:
-    """kernels.cpp compiled for this processor, from the cache or now, by one process of a node while others wait.
+    """The sources compiled for this processor, from the cache or now, by one process of a node while others wait.
 
     RuntimeError where that fails.
     """
@@ -137,7 +140,7 @@ def library() -> ctypes.CDLL:
 
 
 def _call(name: str, *arguments: torch.Tensor | int | None) -> None:
-    """That function of kernels.cpp, on dense tensors in main memory and int64 numbers, with this process's threads."""
+    """That function of the sources, on dense tensors in main memory and int64 numbers, with this process's threads."""
     assert all(t.device.type == "cpu" for t in arguments if isinstance(t, torch.Tensor))
     given: list[Any] = [
         ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(a if a is None else a.data_ptr())
@@ -187,16 +190,16 @@ class _Pooling(torch.autograd.Function):
         y = x.new_empty(n, h // 2, w // 2, c)
         position = torch.empty_like(y, dtype=torch.uint8)
         _call(f"{kind}_pool_{SUFFIXES[x.dtype]}", x, y, position, n, h, w, c)
-        ctx.save_for_backward(x, position)
-        ctx.kind = kind
+        ctx.save_for_backward(x if kind == "Mish" else y, position)
+        ctx.kind, ctx.shape = kind, x.shape
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        x, position = ctx.saved_tensors
-        dx = torch.zeros_like(x) if x.shape[1] % 2 or x.shape[2] % 2 else torch.empty_like(x)
-        _call(f"{ctx.kind}_pool_backward_{SUFFIXES[x.dtype]}", x, gradient.contiguous(), position, dx, *x.shape)
+        given, position = ctx.saved_tensors
+        dx = (given.new_zeros if ctx.shape[1] % 2 or ctx.shape[2] % 2 else given.new_empty)(ctx.shape)
+        _call(f"{ctx.kind}_pool_backward_{SUFFIXES[dx.dtype]}", given, gradient.contiguous(), position, dx, *dx.shape)
         return dx, None
 
 
@@ -207,7 +210,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx, x, weight, bias, padding):
         k, _, r, _ = weight.shape
         y = x.new_empty(x.shape[0], *(side + 2 * padding - r + 1 for side in x.shape[1:3]), k)
-        _convolve(x, y, weight, _filters(weight).transpose(1, 2), padding, bias)
+        _winograd("convolve", r, x, y, padding, _filters(weight), bias, y)
         ctx.save_for_backward(x, weight)
         ctx.padding = padding
         return y
@@ -221,37 +224,56 @@ class _Convolution(torch.autograd.Function):
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
             dx = torch.empty_like(x)
-            _convolve(gradient, dx, weight, _filters(weight, turned=True), r - 1 - ctx.padding, None)
+            _winograd("convolve", r, gradient, dx, r - 1 - ctx.padding, _filters(weight, turned=True), None, dx)
         if ctx.needs_input_grad[1]:
             du = x.new_empty(_positions(r), k, c)
-            for number, (some, out) in enumerate(_in_cache(weight, x, gradient)):
-                dm = _tiles("output_backward", r, out, gradient.shape)
-                v = _tiles("input", r, some, gradient.shape, ctx.padding)
-                du.baddbmm_(dm.transpose(1, 2), v, beta=min(number, 1))  # the first one overwrites
+            _winograd("correlate", r, x, gradient, ctx.padding, gradient, du)
             dw = torch.empty_like(weight, memory_format=torch.channels_last)
-            _call(f"winograd_filter_backward_{r}", du, dw, k, c)
+            _call(f"winograd_filters_backward_{r}", du, dw, k, c)
         if ctx.needs_input_grad[2]:
             db = gradient.sum((0, 1, 2))
         return dx, dw, db, None
 
 
-def _convolve(
-    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, u: torch.Tensor, padding: int, bias: torch.Tensor | None
-) -> None:
-    """Y [N, H, W, K] from x [N, H, W, C] with transformed filters u [n * n, C, K] of that weight."""
-    r = weight.shape[2]
-    for some, out in _in_cache(weight, x, y):
-        _assemble(torch.bmm(_tiles("input", r, some, y.shape, padding), u), r, out, bias)
+class _DirectPooling(torch.autograd.Function):
+    """Images [N, H, W, C], padded, with filters [K, C, R, R], ReLU, 2x2 pooling; no gradient of the images."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        k, _, r, _ = weight.shape
+        y = x.new_empty(x.shape[0], *((side - r + 1) // 2 for side in x.shape[1:3]), k)
+        position = torch.empty_like(y, dtype=torch.uint8)
+        u = weight.reshape(k // PANEL, PANEL, *weight.shape[1:]).permute(0, 3, 4, 2, 1).contiguous()
+        _call("direct_pool", x, u, bias, y, position, *x.shape, k, r)
+        ctx.save_for_backward(x, y, position)
+        ctx.weight = weight.shape
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, y, position = ctx.saved_tensors
+        k, c, r, _ = ctx.weight
+        du = x.new_zeros(torch.get_num_threads(), k // PANEL, r * r * c + 1, PANEL)
+        _call("direct_pool_backward", x, y, gradient.contiguous(), position, du, *x.shape, k, r)
+        du = du.sum(0)
+        dw = du[:, :-1].reshape(k // PANEL, r, r, c, PANEL).permute(0, 4, 3, 1, 2).reshape(ctx.weight)
+        return None, dw, du[:, -1].reshape(k) if ctx.needs_input_grad[2] else None
 
 
-def _in_cache(weight: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Some of the images of both at a time, so that transformed they stay in the processor's cache; at least as much of
-    them as there is of the filters."""
-    k, c, r, _ = weight.shape
-    each = math.prod(_grid(r, y.shape)) * (c + k)
+def _winograd(kernel: str, r: int, x: torch.Tensor, y: torch.Tensor, padding: int, *given: torch.Tensor | None) -> None:
+    """That kernel over images x [N, H, W, C] and outputs y [N, OH, OW, K].
+
+    As many tiles at a time as stay in the processor's cache when they are transformed; at least as much of them as
+    there is of the filters.
+    """
+    c, k = x.shape[3], y.shape[3]
+    tiles = x.shape[0] * math.prod(_grid(r, y.shape))
     room = CACHE * torch.get_num_threads() // (4 * _positions(r))
-    count = max(1, max(room, c * k) // each)
-    yield from zip(x.split(count), y.split(count), strict=True)
+    chunk = min(max(room, c * k) // (c + k), tiles)
+    chunk = -(-chunk // ROWS) * ROWS
+    v, m = (x.new_empty(_positions(r) * (chunk * channels + LANES)) for channels in (c, k))
+    _call(f"winograd_{kernel}_{r}", x, *given, v, m, *x.shape, *y.shape[1:], padding, chunk)
 
 
 def _positions(r: int) -> int:
@@ -264,24 +286,11 @@ def _grid(r: int, shape: Sequence[int]) -> list[int]:
     return [math.ceil(side / WINOGRAD[r][0]) for side in shape[1:3]]
 
 
-def _tiles(kernel: str, r: int, x: torch.Tensor, shape: Sequence[int], *padding: int) -> torch.Tensor:
-    """The transformed tiles [n * n, tiles, C] of images [N, H, W, C], for outputs of that shape."""
-    down, across = _grid(r, shape)
-    v = x.new_empty(_positions(r), x.shape[0] * down * across, x.shape[3])
-    _call(f"winograd_{kernel}_{r}", x, v, *x.shape, down, across, *padding)
-    return v
-
-
-def _assemble(v: torch.Tensor, r: int, y: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-    """Images y [N, H, W, C] from [n * n, tiles, C]."""
-    _call(f"winograd_output_{r}", v, bias, y, *y.shape, *_grid(r, y.shape))
-
-
 def _filters(weight: torch.Tensor, turned: bool = False) -> torch.Tensor:
-    """[K, C, R, R] -> [n * n, K, C]; `turned` by 180 degrees, as backward needs them."""
+    """[K, C, R, R] transformed, in the order in which the kernels read them; `turned` as backward needs them."""
     k, c, r, _ = weight.shape
     u = weight.new_empty(_positions(r), k, c)
-    _call(f"winograd_filter_{r}", weight.contiguous(memory_format=torch.channels_last), u, k, c, int(turned))
+    _call(f"winograd_filters_{r}", weight.contiguous(memory_format=torch.channels_last), u, k, c, int(turned))
     return u
 
 
@@ -331,24 +340,53 @@ class WinogradConvolution(nn.Module):
         return min(size) > 0 and used >= LEAST_USED and x.dtype == self.weight.dtype == torch.float32
 
 
-def fuse(network: nn.Module) -> nn.Module:
-    """The network with its Mish activations, 2x2 max poolings and wide convolutions replaced, in place.
+class PooledConvolution(nn.Module):
+    """The given convolution of few channels, with its parameters, then ReLU and 2x2 max pooling."""
 
-    Inside nn.Sequential a ReLU or Mish right before a pooling goes into its kernel: whoever looks at the tensor between
-    them sees it without its activation. Containers keep their length, so that the names of all parameters stay. Modules
-    with hooks, which may set weights, stay as they are, and so do activations in place whose input others may see.
+    def __init__(self, convolution: nn.Conv2d):
+        super().__init__()
+        self.weight, self.bias = convolution.weight, convolution.bias
+        self.padding = int(convolution.padding[0])
+        self.pooling = ActivatedPooling("ReLU")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.gains(x):
+            padded = nn.functional.pad(_rows(x), (0, 0, *[self.padding] * 4))
+            return _images(_DirectPooling.apply(padded, self.weight, self.bias))
+        return self.pooling(nn.functional.conv2d(x, self.weight, self.bias, padding=self.padding))
+
+    def gains(self, x: torch.Tensor) -> bool:
+        """For float32 images that need no gradient, large enough."""
+        if torch.is_autocast_enabled("cpu") or not _applies(x) or x.requires_grad or x.shape[1] != self.weight.shape[1]:
+            return False
+        pooled = [(side + 2 * self.padding - self.weight.shape[2] + 1) // 2 for side in x.shape[2:]]
+        return min(pooled) >= SPAN and x.dtype == self.weight.dtype == torch.float32
+
+
+def fuse(network: nn.Module) -> nn.Module:
+    """The network with its Mish activations, 2x2 max poolings and most convolutions replaced, in place.
+
+    Inside nn.Sequential a ReLU or Mish right before a pooling goes into one kernel with it, and so does the convolution
+    of the images before a ReLU: whoever looks at the tensors between them sees others. Containers keep their length, so
+    that the names of all parameters stay. Modules with hooks, which may set weights, stay as they are, and so do
+    activations in place whose input others may see.
     """
     library()
     for module in list(network.modules()):
         names = list(module._modules)
-        for name, following in zip(names, [*names, None][1:], strict=True):
+        in_sequence = type(module).forward is nn.Sequential.forward
+        for name, following, last in zip(names, [*names, ""][1:], [*names, "", ""][2:], strict=True):
             child = module._modules[name]
-            in_sequence = type(module).forward is nn.Sequential.forward
             after = module._modules[following] if following and in_sequence else None
+            pooling = module._modules[last] if last and in_sequence else None
             seen_elsewhere = getattr(child, "inplace", False) and (name == names[0] or not in_sequence)
             if _has_hooks(child) or seen_elsewhere:
                 continue
-            if type(child) in (nn.ReLU, nn.Mish) and following and _is_2x2(after) and not _has_hooks(after):
+            to_pooling = type(after) is nn.ReLU and _is_2x2(pooling) and not _has_hooks(after, pooling)
+            if type(child) is nn.Conv2d and to_pooling and _is_few(child):
+                module._modules[name] = PooledConvolution(child)
+                module._modules[following], module._modules[last] = nn.Identity(), nn.Identity()
+            elif type(child) in (nn.ReLU, nn.Mish) and _is_2x2(after) and not _has_hooks(after):
                 module._modules[name] = nn.Identity()
                 module._modules[following] = ActivatedPooling(type(child).__name__)
             elif type(child) is nn.Mish:
@@ -360,20 +398,34 @@ def fuse(network: nn.Module) -> nn.Module:
     return network
 
 
-def _has_hooks(module: nn.Module | None) -> bool:
+def _has_hooks(*modules: nn.Module | None) -> bool:
     kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    return any(getattr(module, kind, None) for kind in kinds)
+    return any(getattr(module, kind, None) for module in modules for kind in kinds)
 
 
 def _gains(convolution: nn.Conv2d) -> bool:
     """Whether Winograd can compute it, and moves less than it saves."""
-    c, k, (r, other) = convolution.in_channels, convolution.out_channels, convolution.kernel_size
+    c, k = convolution.in_channels, convolution.out_channels
+    return (
+        _is_dense(convolution)
+        and convolution.kernel_size[0] in WINOGRAD
+        and c % LANES == k % LANES == 0
+        and c * k / (c + k) >= LEAST_CHANNELS
+    )
+
+
+def _is_few(convolution: nn.Conv2d) -> bool:
+    """Whether direct.cpp computes it."""
+    few = convolution.in_channels <= FEW_CHANNELS and convolution.out_channels % PANEL == 0
+    return few and _is_dense(convolution)
+
+
+def _is_dense(convolution: nn.Conv2d) -> bool:
+    """Whether it has square filters over all channels, moved pixel by pixel, and few zeros around."""
+    r, other = convolution.kernel_size
     padding = convolution.padding
     return (
         r == other
-        and r in WINOGRAD
-        and c % LANES == k % LANES == 0
-        and c * k / (c + k) >= LEAST_CHANNELS
         and convolution.stride == convolution.dilation == (1, 1)
         and convolution.groups == 1
         and convolution.padding_mode == "zeros"

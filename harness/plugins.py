@@ -59,19 +59,19 @@ def source(package: str, name: str) -> Path:
     return Path(spec.origin)
 
 
-def load(package: str, name: str, attribute: str) -> Any:
-    """`attribute` of a plugin given by name or by path; BadInput where the file does not hold it."""
+def load(package: str, name: str, attribute: str, *default: Any) -> Any:
+    """`attribute` of a plugin given by name or by path; where the file does not hold it the default, else BadInput."""
     path = source(package, name)
     subject = f"{KEYS[package]}={name}"
     try:
         module = _from_path(path) if name.endswith(".py") else importlib.import_module(f"{package}.{name}")
     except Exception as error:
         raise BadInput(f"{subject}: cannot be loaded: {type(error).__name__}: {error}; mend {path}") from error
-    if not hasattr(module, attribute):
+    if not default and not hasattr(module, attribute):
         raise BadInput(
             f"{subject}: {path} has no `{attribute}`; see a file of {package.replace('.', '/')}/ for the form"
         )
-    return getattr(module, attribute)
+    return getattr(module, attribute, *default)
 
 
 def _from_path(path: Path) -> ModuleType:

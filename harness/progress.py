@@ -26,7 +26,7 @@ class Progress:
     def line(self, text: str) -> None:
         self.console.print(escape(text))
         if self.log is not None:
-            with self.log.open("a") as file:
+            with contextlib.suppress(OSError), self.log.open("a") as file:  # a full disk is told where it matters
                 file.write(f"{datetime.datetime.now().isoformat(timespec='seconds')} {text}\n")
 
     def failure(self, what: str, error: BaseException) -> None:
@@ -34,7 +34,7 @@ class Progress:
         lines = str(error).strip().splitlines()
         self.line(f"{what}: {type(error).__name__}: {lines[0] if lines else ''}")
         if self.log is not None:
-            with self.log.open("a") as file:
+            with contextlib.suppress(OSError), self.log.open("a") as file:
                 traceback.print_exception(error, file=file)
 
     @contextlib.contextmanager

@@ -6,7 +6,6 @@ torch.
 
 import base64
 import io
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -47,7 +46,7 @@ def write_report(run: results.RunDirectory, progress: "Progress") -> None:
     records = run.trials()
     metric = recorded["config"]["search"]["metric"]
     ranked = stats.ranking(records, metric)
-    manifests = [json.loads(path.read_text()) for path in sorted((run.path / "exported").glob("*/manifest.json"))]
+    manifests = [checkpoint.read_json(path) for path in sorted((run.path / "exported").glob("*/manifest.json"))]
     winner = stats.winning_trial(ranked[0], metric)["id"] if ranked else None
     manifests.sort(key=lambda m: m["id"] != winner)
     summary, rounds = _table(run, "inference_summary.csv", winner), _table(run, "inference.csv", winner)
@@ -75,6 +74,7 @@ def write_report(run: results.RunDirectory, progress: "Progress") -> None:
         effects=effects,
         manifests=manifests,
         summary=[] if summary is None else summary.to_dict("records"),
+        verdict=_verdict(run, winner),
         figures=figures,
         configurations={r["id"]: " ".join(f"{k}={_number(v)}" for k, v in r["parameters"].items()) for r in records},
         environment=results.flatten(recorded["environment"]),
@@ -126,18 +126,30 @@ def _figures(run, recorded, records, effects, manifests, summary, rounds):
         )
         yield "parallel_parameters", caption, figures.parallel_parameters(table, "val_accuracy")
     if summary is not None and rounds is not None and manifests:
+        verdict = _verdict(run, manifests[0]["id"])
         measured = summary.dropna(subset=["batch_size"])
-        batch_size = int(max(measured["batch_size"]))
-        accuracy = {
-            f"{m['id']}/{name}": entry.get("parity", {}).get("accuracy", m["torch_accuracy"])
-            for m in manifests
-            for name, entry in m["files"].items()
-        }
+        largest = int(max(measured["batch_size"]))
+        asked, least = verdict["batch_size"] if verdict else largest, int(min(measured["batch_size"]))
         yield (
             "accuracy_throughput",
-            "Accuracy on the test images against throughput, host arrays in and out.",
-            figures.accuracy_against_throughput(measured, accuracy, batch_size),
+            f"Accuracy on the test images against throughput in batches of {asked}, host arrays in and out. On the "
+            "line is what nothing else surpasses in both.",
+            figures.accuracy_against(measured, "images_per_second", asked),
         )
+        yield (
+            "accuracy_latency",
+            f"Accuracy against latency in batches of {least}: the median call.",
+            figures.accuracy_against(measured, "latency_ms", least),
+        )
+        profiled = _table(run, "inference_operators.csv", manifests[0]["id"])
+        if profiled is not None:
+            of_size = measured[measured["batch_size"] == profiled["batch_size"].iloc[0]]
+            yield (
+                "operators",
+                "Where a call's time goes: measured milliseconds, divided as each runtime's own profile has it. What "
+                "compiled code fuses counts as other.",
+                figures.operators(profiled, dict(zip(of_size["backend"], of_size["latency_ms"], strict=True))),
+            )
         yield (
             "latency",
             "Latency by batch size: median of the rounds, band over all of them.",
@@ -197,9 +209,22 @@ def _table(run: results.RunDirectory, name: str, winner: str | None) -> "pd.Data
 
     if winner is None or not (run.path / name).is_file():
         return None
+    if not run.is_benchmark_whole(name):
+        run.notice(f"{run.path / name}: is torn, or its benchmark has not ended; left out")
+        return None
     table = pd.read_csv(run.path / name)
     table = table[table["artifact"].str.startswith(f"{winner}/")]
     return table if len(table) else None
+
+
+def _verdict(run: results.RunDirectory, winner: str | None) -> dict[str, Any] | None:
+    """What the benchmark recommends, if it measured the winner."""
+    from harness import checkpoint
+
+    if not run.is_benchmark_whole("verdict.json"):
+        return None
+    found = checkpoint.read_json(run.path / "verdict.json")
+    return found if found.get("id") == winner else None
 
 
 def _test(one: stats.Ranked) -> stats.Estimate | None:

@@ -1,16 +1,19 @@
 """The run directory: file names, columns, units, reading and writing. Stages meet only here.
 
     run.json                    resolved configuration, command lines, code digest, data fingerprint, environment
+    run.copy.json               the same, to be read where run.json is torn
     run.log                     what happened, with times
     trials/<id>/trial.json      variant, seed, configuration, status, metrics, timing, weights_sha256
     trials/<id>/history.csv     a row a validation: losses, accuracies in [0, 1], seconds
-    trials/<id>/model.safetensors, error.txt where it failed
+    trials/<id>/model.safetensors, error.txt where it failed, checkpoint-*.safetensors while it runs
     trials.csv                  one row a trial: the fields of trial.json, nested ones with dots
     exported/<id>/              the winner's files and manifest.json
     inference.csv, inference_summary.csv, report/
 
 `status`: finished (its own early stop included), stopped (by the scheduler or the time budget: `stop_reason`), failed,
-diverged (the loss is no number), oom. Importing this module is cheap: no torch, no ray, pandas only where it is used.
+diverged (the loss is no number), oom. JSON files hold their own SHA-256, and those of the files beside them that are
+read again: a torn file is told, and what it held is made again. Importing this module is cheap: no torch, no ray,
+pandas only where it is used.
 """
 
 import contextlib
@@ -24,7 +27,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +37,8 @@ from harness.errors import BadInput
 if TYPE_CHECKING:
     import pandas
 
+LOCK, OWNER = ".lock", ".owner"
+BENCHMARKED = Path("exported") / "benchmarked.json"
 TRIAL, HISTORY, WEIGHTS, ERROR = "trial.json", "history.csv", "model.safetensors", "error.txt"
 HISTORY_COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 CODE = (
@@ -42,16 +47,25 @@ CODE = (
     "harness/execution.py",
     "harness/kernels.py",
     "harness/kernels.cpp",
-    "harness/datasets",
-    "architectures",
+    "harness/winograd.cpp",
+    "harness/direct.cpp",
+    "harness/datasets/*.py",
+    "architectures/_*.py",
 )
 
 
-def write_trial(folder: Path, record: Mapping[str, Any], history: Iterable[Mapping[str, Any]] | None = None) -> None:
-    """The record, last: a folder with a trial.json is a trial that ended."""
-    if history is not None:
-        write_history(folder, history)
-    checkpoint.write_json(folder / TRIAL, record)
+def write_trial(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record, last: a folder with a trial.json is a trial that ended. Returns it with the digest of its history."""
+    written = dict(record)
+    if (folder / HISTORY).is_file():
+        written["history_sha256"] = checkpoint.sha256(folder / HISTORY)
+    checkpoint.write_json(folder / TRIAL, written)
+    return written
+
+
+def read_trial(folder: Path) -> dict[str, Any]:
+    """The record of a trial that ended; ValueError where it is torn."""
+    return checkpoint.read_json(folder / TRIAL)
 
 
 def write_history(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
@@ -82,6 +96,8 @@ class RunDirectory:
 
     def __init__(self, path: Path):
         self.path = path
+        self._notices: dict[str, None] = {}
+        self._tell: Callable[[str], None] | None = None
 
     @classmethod
     def existing(cls, path: Path) -> "RunDirectory":
@@ -102,30 +118,68 @@ class RunDirectory:
         return self.path / "exported" / trial_id
 
     def configuration(self) -> dict[str, Any] | None:
-        """run.json, or None where there is none yet."""
-        try:
-            return json.loads(self.configuration_file.read_text())
-        except FileNotFoundError:
+        """run.json, its copy where it is torn, None where there is none yet. BadInput where both are torn."""
+        if not self.configuration_file.is_file():
             return None
-        except ValueError as error:
-            raise BadInput(f"run={self.path}: run.json is torn ({error}); mend or remove it") from error
+        with contextlib.suppress(ValueError):
+            return checkpoint.read_json(self.configuration_file)
+        try:
+            found = checkpoint.read_json(self._copy)
+        except (OSError, ValueError) as error:
+            raise BadInput(f"run={self.path}: run.json and its copy are torn ({error}); give run=NEW") from error
+        self.notice(f"{self.configuration_file}: is torn; its copy is used")
+        return found
+
+    @property
+    def _copy(self) -> Path:
+        return self.path / "run.copy.json"
+
+    def _configure(self, configuration: Mapping[str, Any]) -> None:
+        for file in (self._copy, self.configuration_file):
+            checkpoint.write_json(file, configuration)
+
+    def tell_notices(self, tell: Callable[[str], None]) -> None:
+        """Tell a person what was found wrong with the files, and from now on what is found, each once."""
+        self._tell = tell
+        for text in self._notices:
+            tell(f"warning: {text}")
+
+    def notice(self, text: str) -> None:
+        if text not in self._notices and self._tell is not None:
+            self._tell(f"warning: {text}")
+        self._notices[text] = None
 
     def create(self, configuration: Mapping[str, Any], command: str) -> None:
         """Write run.json for this command; earlier command lines of the run stay in it."""
         earlier = self.configuration() or {}
-        kept = {"commands": [*earlier.get("commands", []), command], "plans": earlier.get("plans", {})}
-        checkpoint.write_json(self.configuration_file, {**configuration, **kept, "environment": environment()})
+        kept = {"commands": [*earlier.get("commands", []), command]}
+        kept |= {what: earlier.get(what, {}) for what in ("plans", "code")}
+        self._configure({**configuration, **kept, "environment": environment()})
 
-    def add_plan(self, architecture: str, choice: Mapping[str, Any]) -> None:
-        """Record what was measured for the trials of that architecture, for this command and later ones."""
+    def record(self, what: str, architecture: str, found: Mapping[str, Any]) -> None:
+        """Record of an architecture, for later commands too, the plan that was chosen (`plans`) or the `code`."""
         recorded = self.configuration() or {}
-        plans = {**recorded.get("plans", {}), architecture: dict(choice)}
-        checkpoint.write_json(self.configuration_file, {**recorded, "plans": plans})
+        if recorded.get(what, {}).get(architecture) != found:
+            self._configure({**recorded, what: {**recorded.get(what, {}), architecture: dict(found)}})
 
     def trials(self) -> list[dict[str, Any]]:
-        """The records of all trials that ended, by id."""
-        found = sorted((self.path / "trials").glob(f"*/{TRIAL}"))
-        return [json.loads(path.read_text()) for path in found]
+        """The records of all trials that ended, by id; torn ones are none."""
+        records = []
+        for path in sorted((self.path / "trials").glob(f"*/{TRIAL}")):
+            try:
+                records.append(read_trial(path.parent))
+            except ValueError:
+                self.notice(f"{path}: is torn; the trial has to run again")
+        return records
+
+    def set_aside_torn(self) -> None:
+        """Take their records from trials of which a file is torn or missing: like interrupted ones they run again."""
+        for record in self.trials():
+            folder = self.trial_folder(record["id"])
+            for name, digest in ((HISTORY, "history_sha256"), (WEIGHTS, "weights_sha256")):
+                if digest in record and not checkpoint.is_whole(folder / name, record[digest]):
+                    self.notice(f"{folder / name}: is torn or missing; the trial has to run again")
+                    (folder / TRIAL).unlink(missing_ok=True)
 
     def history(self, trial_id: str) -> "pandas.DataFrame":
         import pandas
@@ -137,24 +191,55 @@ class RunDirectory:
         columns = dict.fromkeys(name for row in rows for name in row)
         checkpoint.write_atomically(self.path / "trials.csv", csv_text(columns, rows))
 
-    def remove(self, again: Callable[[dict[str, Any]], bool]) -> None:
-        """Folders of trials that were interrupted, and of those that are to run again."""
+    def is_benchmark_whole(self, name: str) -> bool:
+        """Whether that file of the run is the one that its inference benchmark wrote."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return checkpoint.is_whole(self.path / name, checkpoint.read_json(self.path / BENCHMARKED)["files"][name])
+        return False
+
+    def remove(self, again: Callable[[dict[str, Any]], bool], continued: Collection[str] = ()) -> None:
+        """Folders of trials that were interrupted or are to run again; of `continued` ids the checkpoints stay."""
         for folder in (self.path / "trials").glob("*/"):
             file = folder / TRIAL
-            if not file.is_file() or again(json.loads(file.read_text())):
+            with contextlib.suppress(FileNotFoundError, ValueError):  # torn: not ended
+                if not again(read_trial(folder)):
+                    continue
+            if folder.name not in continued:
                 shutil.rmtree(folder)
+                continue
+            file.unlink(missing_ok=True)  # first: what is left is an interrupted trial
+            for other in set(folder.iterdir()) - set(checkpoint.generations(folder)):
+                other.unlink()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; BadInput where another one works on it. A killed process holds nothing."""
         from filelock import FileLock, Timeout
 
-        self.path.mkdir(parents=True, exist_ok=True)
+        owner = self.path / OWNER
+        with checkpoint.storage_errors_of(owner):
+            self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK, timeout=0)
         try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
+            lock.acquire()
         except Timeout as error:
-            raise BadInput(f"run={self.path}: another process works on it; wait for it, or give run=NEW") from error
+            who = self._owner() or "another process"
+            raise BadInput(f"run={self.path}: {who} works on it; wait for it, or give run=NEW") from error
+        try:
+            if before := self._owner():
+                self.notice(f"{before} worked on this run and ended without a word; its lock is taken over")
+            checkpoint.write_json(owner, {"host": platform.node(), "process": os.getpid()})
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+    def _owner(self) -> str:
+        """Who holds the lock, or did when it ended; empty where nobody says so."""
+        with contextlib.suppress(OSError, ValueError):
+            found = checkpoint.read_json(self.path / OWNER)
+            return f"process {found['process']} on host {found['host']}"
+        return ""
 
 
 def is_done(record: Mapping[str, Any]) -> bool:
@@ -165,22 +250,23 @@ def is_done(record: Mapping[str, Any]) -> bool:
 
 
 def trial_id(config: Mapping[str, Any], seed: int, fingerprint: str) -> str:
-    """Derived from configuration, seed and data alone."""
-    text = json.dumps([config, seed, fingerprint], sort_keys=True)
+    """Derived from all that the result depends on: configuration, seed and data."""
+    decides = {name: value for name, value in config.items() if name != "checkpoint_seconds"}
+    text = json.dumps([decides, seed, fingerprint], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def code_digest(architecture: str = "") -> str:
-    """Of the files that decide what a trial computes; `architecture` is one of them where it is a user's FILE.py."""
+def code_files(architecture: str) -> dict[str, str]:
+    """Digests of the files that decide what a trial of that architecture (a name or FILE.py) computes."""
     top = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for name in CODE:
-        place = top / name
-        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            digest.update(f"{path.relative_to(top)}\0".encode() + path.read_bytes())
-    if architecture.endswith(".py"):
-        digest.update(Path(architecture).read_bytes())
-    return digest.hexdigest()[:16]
+    own = Path(architecture) if architecture.endswith(".py") else top / "architectures" / f"{architecture}.py"
+    files = {str(path.relative_to(top)): path for pattern in CODE for path in sorted(top.glob(pattern))}
+    files[f"architectures/{own.name}"] = own
+    return {name: checkpoint.sha256(path)[:16] for name, path in files.items()}
+
+
+def code_digest(architecture: str) -> str:
+    return hashlib.sha256(json.dumps(code_files(architecture)).encode()).hexdigest()[:16]
 
 
 @functools.cache
@@ -199,7 +285,6 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "versions": versions,
-        "code": code_digest(),
     }
 
 

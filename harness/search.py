@@ -6,14 +6,19 @@ or whose process died. So a restart depends on no state of Ray's.
 """
 
 import contextlib
+import faulthandler
 import gc
 import hashlib
 import logging
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
+import threading
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,13 +43,14 @@ with warnings.catch_warnings():
 
 import psutil
 
-from harness import results
+from harness import checkpoint, cli, results
 from harness.config import Resources, Search, Trial
 from harness.errors import BadInput
 from harness.journal import Journal
 from harness.ledger import Ledger
 from harness.plan import Planned, Planner
 from harness.progress import Progress
+from harness.share import Share
 from tune_spaces import Choice, Integer, LogUniform, Uniform
 
 
@@ -79,13 +85,15 @@ class Worker(tune.Trainable):
         if not (run / "run.json").is_file():
             raise FileNotFoundError(f"run={run}: not visible on node {os.uname().nodename}; give a shared folder")
         torch.set_num_threads(config["threads"])
-        self.ledger = ledger
+        (job.folder / results.ERROR).unlink(missing_ok=True)  # of a process before
+        self.ledger, self.folder, self.timeout = ledger, job.folder, config["timeout"]
         self.loop = training(job, ledger)
         ledger.enter("idle")
 
     def step(self) -> dict[str, Any]:
         try:
-            row, record = next(self.loop)
+            with _ending_where_it_hangs(self.folder, self.timeout):
+                row, record = next(self.loop)
             return {**row, "record": {name: record[name] for name in ("metrics", "timing", "environment")}}
         except StopIteration as end:
             metrics, finished = end.value["metrics"], end.value["status"] == "finished"
@@ -100,6 +108,31 @@ class Worker(tune.Trainable):
     def cleanup(self) -> None:
         if self.loop is not None:
             self.loop.close()
+
+
+@contextlib.contextmanager
+def _ending_where_it_hangs(folder: Path, seconds: float | None) -> Iterator[None]:
+    """End this process where what is within takes longer, and say in the trial's folder what it was at."""
+
+    def end():
+        with tempfile.TemporaryFile("w+") as stacks:
+            faulthandler.dump_traceback(stacks)
+            stacks.seek(0)
+            said = f"timed out: no validation in {seconds:g} s (resources.timeout_seconds)\n\n{stacks.read()}"
+        try:
+            checkpoint.write_atomically(folder / results.ERROR, said)
+        finally:
+            os._exit(1)
+
+    timer = threading.Timer(seconds, end) if seconds is not None else None
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 class NotPickled:
@@ -117,6 +150,9 @@ class Watcher(NotPickled, tune.Callback):
 
     def planned(self, trial: Any) -> Planned:
         return self.trials[trial.config["job"]["labels"]["id"]]
+
+    def on_step_begin(self, iteration, trials, **info):
+        cli.check_stopped()
 
     def on_trial_start(self, iteration, trials, trial, **info):
         self.journal.started(self.planned(trial))
@@ -201,7 +237,7 @@ def run_planned(
         configs = [planned.config for planned in trials]
         plans = _plans(configs, of, planner, run, share, progress)
         jobs = [_trial_config(planned, planner, run, share, plans)["job"] for planned in trials]
-        space = {"job": tune.grid_search(jobs), "threads": share.threads}
+        space = {**_trial_config(trials[0], planner, run, share, plans), "job": tune.grid_search(jobs)}
         _fit(
             space,
             BasicVariantGenerator(max_concurrent=concurrency or 0),
@@ -253,34 +289,35 @@ def run_suggested(indices: Sequence[int], planner: Planner, run: results.RunDire
 def _fit(space, searcher, samples, known, total, planner, run, progress, share, scheduler) -> None:
     search = planner.search
     watcher = Watcher(known, Journal(total, run, progress, search.metric))
-    temporary = Path(tempfile.mkdtemp(prefix="harness-tune-"))
-    try:
-        with progress.live():
-            found = tune.Tuner(
-                tune.with_resources(Worker, share.request),
-                param_space=space,
-                tune_config=tune.TuneConfig(
-                    metric=search.metric,
-                    mode=search.mode,
-                    search_alg=searcher,
-                    scheduler=_scheduler(search, planner) if scheduler else FIFOScheduler(),
-                    num_samples=samples,
-                    max_concurrent_trials=planner.resolved.config.resources.concurrency,
-                    time_budget_s=search.time_budget_seconds,
-                    reuse_actors=True,
-                ),
-                run_config=tune.RunConfig(
-                    name="trials",
-                    storage_path=str(temporary),
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    failure_config=tune.FailureConfig(max_failures=planner.resolved.config.resources.retries),
-                    callbacks=[watcher],
-                    verbose=0,
-                ),
-            ).fit()
+    with scratch() as temporary, progress.live():
+        tuner = tune.Tuner(
+            tune.with_resources(Worker, share.request),
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                metric=search.metric,
+                mode=search.mode,
+                search_alg=searcher,
+                scheduler=_scheduler(search, planner) if scheduler else FIFOScheduler(),
+                num_samples=samples,
+                max_concurrent_trials=planner.resolved.config.resources.concurrency,
+                time_budget_s=search.time_budget_seconds,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=str(temporary),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=planner.resolved.config.resources.retries),
+                callbacks=[watcher],
+                verbose=0,
+            ),
+        )
+        try:
+            found = tuner.fit()
+        except tune.TuneError as error:
+            # Of what the journal raised, a full disk say, Ray keeps the text alone.
+            raise error.__context__ or error from None
         watcher.out_of_time(found._experiment_analysis.trials)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _scheduler(search: Search, planner: Planner):
@@ -296,7 +333,7 @@ def _scheduler(search: Search, planner: Planner):
 
 
 def _plans(
-    configs: Sequence[Trial], of: int, planner: Planner, run: results.RunDirectory, share: "Share", progress: Progress
+    configs: Sequence[Trial], of: int, planner: Planner, run: results.RunDirectory, share: Share, progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """How the trials of each architecture run, what is to be measured measured in the place of a trial."""
     from harness import fastest
@@ -314,7 +351,7 @@ def _trial_config(
     planned: Planned,
     planner: Planner,
     run: results.RunDirectory,
-    share: "Share",
+    share: Share,
     plans: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     from harness.trial import Job
@@ -330,7 +367,8 @@ def _trial_config(
         plan=plans.get(planned.config.architecture, {}),
         labels=planned.labels(),
     )
-    return {"job": job.to_json(), "threads": share.threads}
+    timeout = planner.resolved.config.resources.timeout_seconds
+    return {"job": job.to_json(), "threads": share.threads, "timeout": timeout}
 
 
 def _distribution(domain):
@@ -344,51 +382,12 @@ def _distribution(domain):
     return distributions.FloatDistribution(domain.low, domain.high, log=isinstance(domain, LogUniform))
 
 
-class Share:
-    """What one trial is given: CPUs (its threads) and GPUs."""
-
-    def __init__(self, cpus: float, gpus: float, at_once: int):
-        self.request = {"cpu": cpus, "gpu": gpus}
-        self.at_once = at_once  # trials that run side by side
-        self.threads = max(1, int(cpus))
-        self.device = "cuda" if gpus else "cpu"
-
-    @classmethod
-    def of(cls, resources: Resources, nodes: Sequence[dict[str, float]], trials: int) -> "Share":
-        """As asked; else a GPU each where there are any, and the CPUs divided among the trials that run at once.
-
-        BadInput where no node has as much: Ray would wait for one for ever.
-        """
-        most_gpus = max(node.get("GPU", 0) for node in nodes)
-        gpus = resources.gpus_per_trial
-        if gpus is None:
-            gpus = 1.0 if most_gpus else 0.0
-        if gpus > most_gpus:
-            raise BadInput(f"resources.gpus_per_trial={gpus:g}: no node has more than {most_gpus:g} GPUs; ask for less")
-        fitting = [node for node in nodes if node.get("GPU", 0) >= gpus]
-        most_cpus = max(node.get("CPU", 0) for node in fitting)
-        at_once = min(trials, resources.concurrency or trials)
-        if gpus:
-            at_once = min(at_once, max(1, int(sum(node.get("GPU", 0) for node in fitting) / gpus)))
-        share = sum(node.get("CPU", 0) for node in fitting) // max(at_once, 1)
-        cpus = resources.cpus_per_trial or min(most_cpus, max(1.0, share))
-        if cpus > most_cpus:
-            raise BadInput(
-                f"resources.cpus_per_trial={cpus:g}: no node that fits has more than {most_cpus:g} CPUs; ask for less"
-            )
-        by_cpu = sum(int(node.get("CPU", 0) / cpus) for node in fitting)
-        return cls(cpus, gpus, max(1, min(at_once, by_cpu)))
-
-
 @contextlib.contextmanager
 def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
     """Join the cluster at `resources.address`, or start one on this machine and stop it again; its nodes' resources."""
     own = not ray.is_initialized()
-    folder = tempfile.mkdtemp(
-        prefix="harness-ray-", dir=None if resources.address else "/tmp"
-    )  # sockets need short paths
     terminate = signal.getsignal(signal.SIGTERM)
-    try:
+    with scratch() as folder, contextlib.ExitStack() as stack:
         if own and resources.address:
             try:
                 ray.init(address=resources.address, log_to_driver=False, logging_level=logging.ERROR)
@@ -405,13 +404,36 @@ def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 object_store_memory=256 * 2**20,
-                _temp_dir=folder,
+                _temp_dir=str(folder),
             )
+            command = [sys.executable, "-m", "harness.guard", str(os.getpid()), str(folder)]
+            guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+            stack.callback(guard.communicate, b"ended")
         signal.signal(signal.SIGTERM, terminate)  # ray puts its own handler there
         for name in ("ray", "ray.tune"):  # what fails is told by Watcher, once and in one line
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    finally:
-        if own:
-            ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        finally:
+            if own:
+                ray.shutdown()
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for what Ray writes, gone at the end; what killed processes left goes at the beginning."""
+    from filelock import FileLock, Timeout
+
+    top = Path("/tmp")  # sockets need short paths
+    for left in top.glob("harness-ray-*.lock"):
+        with contextlib.suppress(OSError, Timeout), FileLock(left, timeout=0):
+            shutil.rmtree(left.with_suffix(""), ignore_errors=True)
+            left.unlink(missing_ok=True)
+    folder = top / f"harness-ray-{uuid.uuid4().hex[:12]}"
+    with FileLock(folder.with_suffix(".lock")) as held:
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            Path(held.lock_file).unlink(missing_ok=True)

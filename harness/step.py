@@ -5,7 +5,7 @@ random draws come in from outside, so that a step has no random state of its own
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -244,6 +244,31 @@ class Step:
             group["lr"] = rate
         return self.compute(*part.batch(draws.rows), draws)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Network and optimiser, by name; not copied."""
+        found = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        for number, parameter in enumerate(self._parameters()):
+            for name, value in self.optimizer.state[parameter].items():
+                found[f"optimizer.{number}.{name}"] = value
+        return found
+
+    def restore(self, state: Mapping[str, torch.Tensor], scaler: Mapping[str, Any]) -> None:
+        """Go on from what `state` and `scaler.state_dict` returned; before the first step."""
+        prefix = "network."
+        self.network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        parameters = self._parameters()
+        for key, value in state.items():
+            kind, number, name = key.split(".", 2)
+            if kind == "optimizer":
+                parameter = parameters[int(number)]
+                # In the parameter's own memory layout, which fused optimisers rely on.
+                like = parameter if value.shape == parameter.shape else value.to(parameter.device)
+                self.optimizer.state[parameter][name] = torch.empty_like(like).copy_(value)
+        self.scaler.load_state_dict(dict(scaler))
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def compute(self, images: torch.Tensor, labels: torch.Tensor, draws: Draws) -> torch.Tensor:
         """All of the step but gathering its batch and its learning rate."""
         inputs = self.normalize(augment(images, draws, self.trial.augmentation.crop_padding))
@@ -297,6 +322,7 @@ class CapturedStep(Step):
         fixed = Draws(draws.rows, flips, rest.pop(0) if draws.shifts is not None else None)
         tensors = [*self.network.parameters(), *self.network.buffers()]
         before = [t.detach().clone() for t in tensors]
+        kept = {(p, name): v.clone() for p, state in self.optimizer.state.items() for name, v in state.items()}
         random_state = torch.cuda.get_rng_state(self.device)
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -311,13 +337,12 @@ class CapturedStep(Step):
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
-            for state in self.optimizer.state.values():
-                for value in state.values():
-                    if isinstance(value, torch.Tensor):
-                        value.zero_()
+            for parameter, state in self.optimizer.state.items():
+                for name, value in state.items():
+                    value.copy_(kept.get((parameter, name), torch.zeros_like(value)))
             if self.scaler.is_enabled():
                 self.scaler._scale.fill_(self.scaler._init_scale)  # type: ignore[union-attr]
-                self.scaler._growth_tracker.zero_()  # type: ignore[union-attr]
+                self.scaler._growth_tracker.fill_(self.scaler._init_growth_tracker)  # type: ignore[union-attr]
         torch.cuda.set_rng_state(random_state, self.device)
         self.graph = graph
 

@@ -4,7 +4,8 @@
     record = train(Job(config=Trial(architecture="baseline"), data=Data(name="digits")), report=print)
 
 `training` is the loop itself, a generator that yields a row at each validation, so that whoever drives it can stop
-between rows; `train` runs it to its end. On CPU the same job gives the same bits.
+between rows; `train` runs it to its end. On CPU the same job gives the same bits, also where it was interrupted and
+goes on from a checkpoint: all random draws of an epoch follow from the seed and its number.
 """
 
 import hashlib
@@ -20,11 +21,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from architectures._summary import summarize
+from architectures._summary import Summary, summarize
 from harness import checkpoint, datasets, execution, kernels, plugins, results
 from harness.config import Data, Normalization, Trial
 from harness.execution import Plan
 from harness.ledger import Ledger
+from harness.saver import Saver
 from harness.step import Draws, Normalizer, Part, autocast, learning_rate_factor, make_step, to_device
 
 EVALUATION_BATCH = 500
@@ -93,6 +95,7 @@ Record = dict[str, Any]
 def training(job: Job, ledger: Ledger | None = None) -> Generator[tuple[Row, Record], None, Record]:
     """Yields at each validation the row of the history and the record as far as it is; returns the final record.
 
+    A job that goes on from a checkpoint in its folder first yields again what was validated before it.
     `ledger`: holds the time that the trial took before, to start its process for instance. A failure is a record too:
     status `failed`, `oom` or `diverged`, the traceback in error.txt. Only what the driver of the loop raises into it
     passes through.
@@ -126,7 +129,9 @@ def training(job: Job, ledger: Ledger | None = None) -> Generator[tuple[Row, Rec
         results.write_history(job.folder, history)
     record["timing"] |= ledger.timing()
     if job.folder is not None:
-        results.write_trial(job.folder, record)
+        record = results.write_trial(job.folder, record)
+        if record["status"] in ("finished", "diverged"):
+            checkpoint.remove_generations(job.folder)
     return record
 
 
@@ -168,8 +173,33 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
     best_state: dict[str, torch.Tensor] = {}
     images_trained = 0
     stopped_early = False
+    before = 0.0  # seconds of an interrupted process
+    of = {
+        "config": config.model_dump(mode="json", exclude={"checkpoint_seconds"}),
+        "seed": job.seed,
+        "fingerprint": data.fingerprint,
+        "code": record["environment"]["code"],
+        "versions": record["environment"]["versions"],
+        "plan": vars(plan),
+    }
+    saver = Saver(job.folder, config.checkpoint_seconds, of)
+    ledger.enter("checkpoint")
+    tensors, about = saver.newest(record)
+    if tensors:
+        step.restore(tensors, about["scaler"])
+        kept = "best."
+        best_state = {k.removeprefix(kept): v.to(device) for k, v in tensors.items() if k.startswith(kept)}
+        before = about["history"][-1]["seconds"]
+        for row in about["history"]:
+            history.append(row)
+            if best is None or _better(row, best, config):
+                best = row
+            record["metrics"] = _metrics(best, row, summary)
+            record["timing"] = about["timing"]
+            yield row
 
-    for epoch in range(config.epochs):
+    first_step = True
+    for epoch in range(round(history[-1]["epoch"]) if history else 0, config.epochs):
         ledger.enter("train")
         draws = Draws.of(training_part.rows, config, derive(job.seed, "batches", epoch))
         torch.manual_seed(derive(job.seed, "dropout", epoch))
@@ -180,7 +210,7 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
             batch = draws.batch(number, config.batch_size)
             done = epoch * steps_per_epoch + number
             rate = config.optimizer.lr * learning_rate_factor(config.schedule, done, total_steps, steps_per_epoch)
-            if done == 0 and plan.traces:
+            if first_step and plan.traces:
                 ledger.enter("compile")
                 shape = execution.shape_key(config, len(data.classes), data.input_size, device, plan.threads)
                 with execution.compiling(plan, shape):
@@ -188,6 +218,7 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
                 ledger.enter("train")
             else:
                 sums += step(training_part, batch, rate)
+            first_step = False
             seen += config.batch_size
             if number + 1 not in validate_at:
                 continue
@@ -205,21 +236,17 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
                 "train_accuracy": train_accuracy,
                 "val_loss": val_loss,
                 "val_accuracy": val_accuracy,
-                "seconds": sum(spent.values()),
+                "seconds": before + sum(spent.values()),
             }
             history.append(row)
             if job.folder is not None:
                 results.write_history(job.folder, history)
             if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
                 raise Diverged(f"loss {train_loss} in training, {val_loss} in validation at step {done + 1}")
-            if best is None or config.keep == "last" or val_accuracy > best["val_accuracy"]:
+            if best is None or _better(row, best, config):
                 best = row
                 best_state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-            record["metrics"] = {k: best[k] for k in ("val_accuracy", "val_loss", "train_accuracy", "train_loss")} | {
-                "epochs": row["epoch"],
-                "parameters": summary.parameters,
-                "macs": summary.macs,
-            }
+            record["metrics"] = _metrics(best, row, summary)
             # The first step's images count only where it belongs to training's time.
             timed = images_trained - (config.batch_size if spent["compile"] else 0)
             record["timing"] = {
@@ -230,6 +257,8 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
             stopped_early = config.early_stop is not None and oldest_is_lowest(history, config.early_stop)
             if stopped_early or done + 1 == total_steps:
                 break
+            if number + 1 == steps_per_epoch:
+                saver.save(epoch + 1, step, best_state, history, record)
             yield row
             sums.zero_()
             seen = 0
@@ -247,6 +276,15 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
         record["metrics"] |= {"test_accuracy": test_accuracy, "test_loss": test_loss}
     if job.folder is not None:
         record["weights_sha256"] = checkpoint.save_weights(job.folder / results.WEIGHTS, best_state)
+
+
+def _better(row: Row, best: Row, config: Trial) -> bool:
+    return config.keep == "last" or row["val_accuracy"] > best["val_accuracy"]
+
+
+def _metrics(best: Row, last: Row, summary: Summary) -> dict[str, Any]:
+    metrics = {k: best[k] for k in ("val_accuracy", "val_loss", "train_accuracy", "train_loss")}
+    return metrics | {"epochs": last["epoch"], "parameters": summary.parameters, "macs": summary.macs}
 
 
 def oldest_is_lowest(history: list[dict[str, Any]], count: int) -> bool:
@@ -297,8 +335,7 @@ def read_test(folder: Path, record: dict[str, Any], data: Data, device: str = "a
     network = restore(folder, record, len(dataset.classes), dataset.input_size)
     test_loss, test_accuracy = _read_test(network, config, target, parts["test"])
     record = {**record, "metrics": {**record["metrics"], "test_accuracy": test_accuracy, "test_loss": test_loss}}
-    results.write_trial(folder, record)
-    return record
+    return results.write_trial(folder, record)
 
 
 def _read_test(network: nn.Module, config: Trial, device: torch.device, part: Part) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import cli, plan
-from harness.config import STAGES, Tune
+from harness.config import STAGES, Trial, Tune
 from harness.errors import BadInput
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def main(resolved: plan.Resolved) -> int:
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         if config.resources.address and {"search", "confirm"} & set(config.stages):
-            from harness.search import Share, cluster
+            from harness.search import cluster
+            from harness.share import Share
 
             nodes = stack.enter_context(cluster(config.resources))  # a wrong address is told before anything is written
             Share.of(config.resources, nodes, 1)
@@ -70,6 +71,12 @@ def main(resolved: plan.Resolved) -> int:
         run.create(run_json(resolved, data), shlex.join(["python", "-m", "harness.tune", *sys.argv[1:]]))
         progress.log = run.path / "run.log"
         progress.line(f"run {run.path}")
+        run.tell_notices(progress.line)
+        run.set_aside_torn()
+        run.write_trials_csv()
+        if {"search", "confirm"} & set(config.stages):
+            networks = {trial.architecture for trial in some_trials(resolved, planner)}
+            check_code(run, networks, config.other_code, progress)
         for stage in (stage for stage in STAGES if stage in config.stages):
             try:
                 with progress.live():
@@ -136,14 +143,30 @@ def missing_of(trials: "list[Planned]", run: "RunDirectory", progress: "Progress
     from harness import results
 
     ids = {planned.id for planned in trials}
-    run.remove(lambda r: r["id"] in ids and not results.is_done(r))
-    done = {r["id"]: r for r in run.trials() if r["id"] in ids}
+    run.remove(lambda r: r["id"] in ids and not results.is_done(r), continued=ids)
+    done = {r["id"] for r in run.trials() if r["id"] in ids}
     missing = [planned for planned in trials if planned.id not in done]
     progress.line(f"{trials[0].stage}: {len(missing)} trials to run, {len(done)} done before")
-    other = [i for i, r in done.items() if r["environment"]["code"] != results.code_digest(r["config"]["architecture"])]
-    if other:
-        progress.line(f"warning: trained with other code than today's, so they may not compare: {', '.join(other)}")
     return missing
+
+
+def check_code(run: "RunDirectory", architectures: set[str], accepted: bool, progress: "Progress") -> None:
+    """BadInput where trials of these architectures were trained with other code than is here now, unless accepted."""
+    from harness import results
+
+    for architecture in sorted(architectures):
+        now = results.code_files(architecture)
+        digest = results.code_digest(architecture)
+        done = [r for r in run.trials() if r["config"]["architecture"] == architecture and results.is_done(r)]
+        other = [r["id"] for r in done if r["environment"].get("code") != digest]
+        if other:
+            before = (run.configuration() or {}).get("code", {}).get(architecture, {})
+            changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+            what = f"{', '.join(changed) or 'code'} changed since trials {', '.join(other)} were trained"
+            if not accepted:
+                raise BadInput(f"run={run.path}: {what}; give run=NEW, or other_code=true to have both in this run")
+            progress.line(f"warning: {what}; they may not compare")
+        run.record("code", architecture, now)
 
 
 def confirm(planner: "Planner", run: "RunDirectory", progress: "Progress") -> None:
@@ -178,7 +201,7 @@ def check_before_start(resolved: plan.Resolved, run: "RunDirectory", recorded: d
     from harness import datasets, plugins, results
 
     config = resolved.config
-    is_ours = run.path.is_dir() and all(entry.name == ".lock" for entry in run.path.iterdir())
+    is_ours = run.path.is_dir() and all(entry.name in (results.LOCK, results.OWNER) for entry in run.path.iterdir())
     if run.path.exists() and recorded is None and not is_ours:
         raise BadInput(f"run={run.path}: is there and is no run directory; give another path")
     if recorded and recorded["identity"] != resolved.identity:
@@ -218,6 +241,12 @@ def local_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def some_trials(resolved: plan.Resolved, planner: "Planner") -> "list[Trial]":
+    """One of each variant, or of samples enough to see what they are like."""
+    changes = [resolved.space.variants[name] for name in resolved.variants] or [planner.sample(i) for i in range(5)]
+    return [planner.trial("check", change).config for change in changes]
+
+
 def check_networks(resolved: plan.Resolved, planner: "Planner", data: "Dataset") -> None:
     """Build each network that may be asked for once; BadInput for an option that does not fit."""
     import torch
@@ -225,11 +254,8 @@ def check_networks(resolved: plan.Resolved, planner: "Planner", data: "Dataset")
     from harness import plugins
     from harness.execution import Plan
 
-    space = resolved.space
-    changes = [space.variants[name] for name in resolved.variants] or [planner.sample(i) for i in range(5)]
     local = not resolved.config.resources.address
-    for change in changes:
-        trial = planner.trial("check", change).config
+    for trial in some_trials(resolved, planner):
         plugins.build_network(trial, len(data.classes), data.input_size)
         if trial.batch_size > len(data.train):
             raise BadInput(

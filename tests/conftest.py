@@ -61,7 +61,8 @@ SMALL_RUN = [
     f"space={SMALL_SPACE}",
     "run=run",
     "benchmark.batch_sizes=[1,8]",
-    "benchmark.rounds=3",
+    "benchmark.replicates=2",
+    "benchmark.rounds=2",
     "benchmark.round_seconds=0.01",
     "benchmark.runtimes=[torch_eager,onnxruntime]",
 ]

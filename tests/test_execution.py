@@ -99,8 +99,8 @@ FAULTS = {
     "none": {},
     "Mish is ReLU": {"Mish_pool": "ReLU_pool"},
     "derivative of ReLU": {"Mish_pool_backward": "ReLU_pool_backward"},
-    "tiles of outputs for tiles of inputs": {"winograd_output_backward_3": "winograd_input_3"},
-    "filters not turned": {"winograd_filter_3": "unturned"},
+    "tiles of other pixels": {"winograd_correlate_3": "padding"},
+    "filters not turned": {"winograd_filters_3": "turned"},
 }
 
 
@@ -112,10 +112,10 @@ def test_a_candidate_that_computes_something_else_is_left_out(monkeypatch, preci
 
     def wrong(name, *arguments):
         kind, _, dtype = name.rpartition("_")
-        if other.get(name) == "unturned":
+        if other.get(name) == "turned":  # the last argument
             arguments = (*arguments[:-1], 0)
-        elif name in other:
-            name, arguments = other[name], (*arguments, 0)
+        elif other.get(name) == "padding":  # the one before the last
+            arguments = (*arguments[:-2], 0, arguments[-1])
         elif kind in other:
             name = f"{other[kind]}_{dtype}"
         right(name, *arguments)

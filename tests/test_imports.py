@@ -40,9 +40,9 @@ def test_import_direction(file):
 
 
 def test_only_search_imports_ray():
-    """And the benchmark's arm that does what others do with Ray."""
+    """And the benchmarks of what others do with Ray, and of a cluster whose nodes are killed."""
     found = [f for f in FILES if any(name.split(".")[0] == "ray" for name in imported(TOP / f))]
-    assert found == ["benchmarks/arms/ray_tutorial.py", "harness/search.py"]
+    assert found == ["benchmarks/arms/ray_tutorial.py", "benchmarks/kills.py", "harness/search.py"]
 
 
 def test_report_imports_no_torch():

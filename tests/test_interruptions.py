@@ -15,6 +15,11 @@ from conftest import SMALL_RUN, command, records
 pytestmark = pytest.mark.slow
 
 LONGER = ["trial.epochs=6", "data.limit=none", "trial.validations_per_epoch=4", "search.samples=4"]
+LONGER += ["trial.checkpoint_seconds=0"]
+
+
+def unfinished_checkpoints(run):
+    return [path for path in run.glob("trials/*/checkpoint-*") if not (path.parent / "trial.json").exists()]
 
 
 def test_killed_half_way_the_same_command_finishes_the_rest(tmp_path):
@@ -28,7 +33,7 @@ def test_killed_half_way_the_same_command_finishes_the_rest(tmp_path):
     )
     run = tmp_path / "run"
     deadline = time.monotonic() + 240
-    while len(list(run.glob("trials/*/trial.json"))) < 1:
+    while not (any(run.glob("trials/*/trial.json")) and unfinished_checkpoints(run)):
         assert process.poll() is None, "ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -42,6 +47,8 @@ def test_killed_half_way_the_same_command_finishes_the_rest(tmp_path):
     for path, before in finished.items():
         assert (Path(path).stat().st_mtime_ns, Path(path).read_text()) == before
     assert [r["status"] for r in records(run)] == ["finished"] * 4
+    assert any(r.get("continued") for r in records(run))
+    assert not any(run.glob("trials/*/checkpoint-*"))
 
     untouched = tmp_path / "untouched"
     untouched.mkdir()
@@ -140,7 +147,8 @@ def test_a_worker_that_dies_is_started_again(tmp_path):
         assert time.monotonic() < deadline
         running = [p.parent for p in run.glob("trials/*/history.csv") if not (p.parent / "trial.json").exists()]
         assert len(running) <= 1  # resources.concurrency
-        for child in psutil.Process(process.pid).children(recursive=True) if running else []:
+        ready = bool(unfinished_checkpoints(run))
+        for child in psutil.Process(process.pid).children(recursive=True) if ready else []:
             with contextlib.suppress(psutil.Error):  # processes come and go
                 if " ".join(child.cmdline()).startswith("ray::Worker"):
                     child.kill()
@@ -148,8 +156,9 @@ def test_a_worker_that_dies_is_started_again(tmp_path):
         time.sleep(0.05)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    assert "its process died; started again" in output, output
+    assert "its process died; goes on from its last checkpoint" in output, output
     assert [r["status"] for r in records(run)] == ["finished"] * 4
+    assert any(r.get("continued") for r in records(run))
 
 
 def test_a_trial_that_always_kills_its_worker_fails_with_the_reason(tmp_path):

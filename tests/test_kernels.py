@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 
 from harness import kernels, plugins
 from harness.config import Trial
-from harness.kernels import ActivatedPooling, Activation, WinogradConvolution, fuse
+from harness.kernels import ActivatedPooling, Activation, PooledConvolution, WinogradConvolution, fuse
 
 OPTIONS = {"transfer": {"resize": 32}}
 
@@ -150,6 +150,59 @@ def test_convolution_is_pytorchs(monkeypatch, channels, filters, r, padding, sid
     for right, one in zip(*found, strict=True):
         assert right.shape == one.shape
         assert (one - right).norm() < 1e-5 * right.norm()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("channels", "filters", "r", "padding", "side"),
+    [(3, 32, 5, 2, (32, 32)), (3, 64, 3, 1, (7, 10)), (1, 32, 7, 0, (13, 12)), (4, 96, 1, 0, (5, 4))],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolution_with_pooling_is_pytorchs(monkeypatch, channels, filters, r, padding, side, threads, bias):
+    """Outputs and gradients against float64, odd sizes and more filters than a panel among them."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(channels, filters, r, padding=padding, bias=bias), nn.ReLU(), nn.MaxPool2d(2))
+    exact = copy.deepcopy(plain).double()
+    fused = fuse(plain)
+    assert [type(m) for m in fused] == [PooledConvolution, nn.Identity, nn.Identity]
+    x = images(torch.float32, side, shape=(5, channels))
+    assert fused[0].gains(x)
+    found = []
+    for network, given in ((exact, x.double()), (fused, x)):
+        y = network(given)
+        weights = torch.arange(y.numel()).reshape(y.shape).double().sin().to(y.dtype)
+        found.append((y, *torch.autograd.grad((y * weights).sum(), list(network.parameters()))))
+    for right, one in zip(*found, strict=True):
+        assert right.shape == one.shape
+        assert (one - right).norm() < 1e-5 * right.norm()
+
+
+def test_convolution_with_pooling_is_pytorchs_own_where_the_kernel_does_not_apply():
+    plain = nn.Sequential(nn.Conv2d(3, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2))
+    fused = fuse(copy.deepcopy(plain))
+    small = images(torch.float32, (3, 3), shape=(2, 3))  # one pooled pixel
+    assert torch.equal(fused(small), plain(small))
+    same(fused, plain, images(torch.float32, (8, 8), shape=(2, 3)), 1e-5)  # the images' gradient is asked for
+    x = images(torch.float32, (8, 8), shape=(2, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fused(x), plain(x))
+    for spoiled in (float("nan"), float("inf")):
+        x[0, 0, 3, 3] = spoiled
+        assert torch.equal(fused(x).isfinite(), plain(x).isfinite())
+    with pytest.raises(RuntimeError):
+        fused(x[:, :2])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"stride": 2}, {"in_channels": 5}, {"out_channels": 40}, {"padding": "same"}, {"kernel_size": (3, 5)}]
+)
+def test_convolutions_before_pooling_that_stay(changes):
+    convolution = nn.Conv2d(**{"in_channels": 3, "out_channels": 32, "kernel_size": 5, "padding": 2} | changes)
+    assert fuse(nn.Sequential(convolution, nn.ReLU(), nn.MaxPool2d(2)))[0] is convolution
+    hooked = nn.ReLU()
+    hooked.register_forward_hook(lambda *_: None)
+    assert type(fuse(nn.Sequential(nn.Conv2d(3, 32, 5), hooked, nn.MaxPool2d(2)))[0]) is nn.Conv2d
 
 
 def test_a_convolution_is_pytorchs_own_where_winograd_does_not_apply():

@@ -92,6 +92,7 @@ def digest(mode: str, number: int) -> list:
 def test_a_hundred_trials_in_one_process(mode, own_cache):
     """No recompilation after the first trial, flat memory, and the bits of a fresh process."""
     process = psutil.Process()
+    torch._dynamo.utils.counters.clear()
     results, resident, graphs = [], [], []
     for number in range(100):
         results.append(digest(mode, number))

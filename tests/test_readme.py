@@ -12,7 +12,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.startswith("python -m ")]
 KNOWN = {
     *("harness.tune", "harness.report", "export", "export.predict", "architectures", "pytest"),
-    *("benchmarks", "benchmarks.training"),
+    *("benchmarks", "benchmarks.noise", "benchmarks.training"),
 }
 
 
@@ -48,7 +48,10 @@ def test_command(line, images, small_run, tmp_path):
     if words[2] == "harness.tune" and "dry_run=true" not in words:
         words.append("dry_run=true")
     if "benchmarks" in words:
-        words += ["benchmark.batch_sizes=[1]", "benchmark.rounds=3", "benchmark.runtimes=[onnxruntime]"]
+        words = [w for w in words if not w.startswith("benchmark.batch_sizes=")]
+        words += ["benchmark.batch_sizes=[1]", "benchmark.replicates=2", "benchmark.runtimes=[onnxruntime]"]
+    if "benchmarks.noise" in words:
+        words += ["sittings=2", "replicates=2", "rounds=1", "round_seconds=0.01"]
     if "benchmarks.training" in words:
         words += ["arms=[plain]", "rounds=2", "trials=1", "epochs=1"]
     if any(w.endswith("net.py") or w.endswith("space.py") for w in words):

@@ -2,12 +2,13 @@
 
 import html.parser
 import json
+import os
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import SMALL_RUN, SMALL_SPACE, command, records
+from conftest import SMALL_RUN, SMALL_SPACE, TOP, command, records
 
 from harness import checkpoint, results
 
@@ -68,7 +69,7 @@ def test_inference_rounds_and_summary_agree(small_run):
     run, _ = small_run
     rounds, summary = pd.read_csv(run / "inference.csv"), pd.read_csv(run / "inference_summary.csv")
     names = "artifact backend precision device batch_size threads scope replicate round images seconds"
-    assert list(rounds.columns) == names.split()
+    assert list(rounds.columns) == [*names.split(), "call_ms", "foreign_cores", "note"]
     measured = summary.dropna(subset=["ratio"])
     files = json.loads(next((run / "exported").glob("*/manifest.json")).read_text())["files"].values()
     served = [f for f in files if f["input"]["normalized"] and f.get("parity", {"passed": True})["passed"]]
@@ -76,7 +77,7 @@ def test_inference_rounds_and_summary_agree(small_run):
     assert len(measured) == 2 * (len(served) + 1)  # two batch sizes; each file, and the reference again
     for row in measured.itertuples():
         own = rounds[(rounds.backend == row.backend) & (rounds.batch_size == row.batch_size)]
-        assert len(own) == 3
+        assert len(own) == 2 * 2  # replicates and rounds
         assert row.images_per_second == pytest.approx((own.images / own.seconds).median())
         assert row.ratio_low <= row.ratio <= row.ratio_high
 
@@ -110,6 +111,8 @@ def test_report_is_one_self_contained_page(small_run):
         "validation_curves",
         "parallel_parameters",
         "accuracy_throughput",
+        "accuracy_latency",
+        "operators",
         "latency",
         "accuracy_by_class",
         "ledger",
@@ -126,10 +129,9 @@ def test_texts_from_outside_are_inert_in_the_report(small_run, tmp_path):
 
     run = tmp_path / "run"
     shutil.copytree(small_run[0], run)
-    path = next((run / "trials").glob("*/trial.json"))
-    record = json.loads(path.read_text())
-    record |= {"status": "failed", "error": "<script>alert(1)</script>"}
-    path.write_text(json.dumps(record))
+    folder = next((run / "trials").glob("*"))
+    record = results.read_trial(folder) | {"status": "failed", "error": "<script>alert(1)</script>"}
+    results.write_trial(folder, record)
     done = command("-m", "harness.report", f"run={run}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     text = (run / "report" / "index.html").read_text()
@@ -147,12 +149,12 @@ def test_lines_in_a_pipe_are_plain(small_run):
 
 def test_the_same_command_runs_only_what_is_missing(small_run):
     run, _ = small_run
-    before, digests = written(run), {p: checkpoint.sha256(p) for p in run.glob("exported/*/*")}
+    before, digests = written(run), {p: checkpoint.sha256(p) for p in run.glob("exported/*/**/*") if p.is_file()}
     started = time.perf_counter()
     again = command(*SMALL_RUN, cwd=run.parent)
     assert again.returncode == 0, again.stderr
     assert written(run) == before
-    assert {p: checkpoint.sha256(p) for p in run.glob("exported/*/*")} == digests
+    assert {p: checkpoint.sha256(p) for p in run.glob("exported/*/**/*") if p.is_file()} == digests
     assert "0 trials to run, 3 done before" in again.stdout
     assert "benchmark: is there" in again.stdout
     assert time.perf_counter() - started < 60
@@ -181,12 +183,32 @@ def test_other_data_under_the_same_run_is_refused(small_run):
     assert done.returncode == 2
 
 
+@pytest.mark.slow
+def test_trials_of_other_code_are_refused_unless_accepted(tmp_path):
+    net = tmp_path / "net.py"
+    net.write_text((TOP / "architectures" / "baseline.py").read_text())
+    arguments = [*SMALL_RUN, f"trial.architecture={net}", "search.samples=1", "stages=[search]"]
+    assert command(*arguments, cwd=tmp_path).returncode == 0
+    (before,) = records(tmp_path / "run")
+    net.write_text(net.read_text() + "# changed\n")
+    arguments[-2] = "search.samples=2"
+    refused = command(*arguments, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert f"architectures/net.py changed since trials {before['id']} were trained" in refused.stderr
+    assert records(tmp_path / "run") == [before]
+    accepted = command(*arguments, "other_code=true", cwd=tmp_path)
+    assert accepted.returncode == 0, accepted.stderr
+    after = records(tmp_path / "run")
+    assert before in after
+    assert len({r["environment"]["code"] for r in after}) == 2
+
+
 def test_two_drivers_at_once(small_run):
     run, _ = small_run
     with results.RunDirectory(run).locked():
         done = command(*SMALL_RUN, cwd=run.parent)
     assert done.returncode == 2
-    assert "another process works on it" in done.stderr
+    assert f"process {os.getpid()} on host" in done.stderr
 
 
 def test_dry_run_writes_nothing(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from harness.config import Resources
 from harness.errors import BadInput
-from harness.search import Share
+from harness.share import Share
 
 
 def share(nodes, trials, **resources):

@@ -33,7 +33,9 @@ def run(digits: Data, folder=None, seed=0, **changes):
 
 def equal_part(record):
     """All but what depends on time or place."""
-    return {key: value for key, value in record.items() if key not in ("timing", "environment")}
+    return {
+        key: value for key, value in record.items() if key not in ("timing", "environment", "history_sha256")
+    }  # the history has seconds
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -47,9 +49,92 @@ def test_same_seed_same_bits(digits, tmp_path, precision):
     assert checkpoint.sha256(tmp_path / "1" / results.WEIGHTS) == one["weights_sha256"]
 
 
+SGD = {"name": "sgd", "lr": 5e-2, "momentum": 0.9}
+
+
+def interrupted(digits, folder, rows, **changes):
+    """A trial of three epochs whose process goes away after so many validations."""
+    loop = training(Job(config(epochs=3, checkpoint_seconds=0, **changes), digits, folder=folder))
+    for _ in range(rows):
+        next(loop)
+    loop.close()
+    assert not (folder / results.TRIAL).exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes"),
+    [
+        (1, {}),  # before the first epoch's end
+        (2, {"optimizer": SGD, "options": NARROW | {"dropout": 0.2}, "schedule": {"name": "linear"}}),
+        (3, {"augmentation": {"flip": True, "crop_padding": 2}, "keep": "last", "compile": "kernels"}),
+        (5, {"architecture": "final", "options": {"widths": [[8, 8]], "hidden": [8]}, "precision": "bfloat16"}),
+    ],
+)
+def test_continued_equals_uninterrupted(digits, tmp_path, rows, changes):
+    whole, told = run(digits, tmp_path / "whole", epochs=3, checkpoint_seconds=0, **changes)
+    interrupted(digits, tmp_path / "cut", rows, **changes)
+    again, told_again = run(digits, tmp_path / "cut", epochs=3, checkpoint_seconds=0, **changes)
+    continued = again.pop("continued", [])
+    assert [c["epoch"] for c in continued] == ([rows // 2] if rows > 1 else [])
+    assert equal_part(again) == equal_part(whole)
+    histories = [pd.read_csv(tmp_path / name / "history.csv").drop(columns="seconds") for name in ("whole", "cut")]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    assert [row["step"] for row in told_again] == [row["step"] for row in told]
+    assert pd.read_csv(tmp_path / "cut" / "history.csv")["seconds"].is_monotonic_increasing
+    assert not checkpoint.generations(tmp_path / "cut")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_continued_with_a_captured_step(digits, tmp_path, precision):
+    """The graph is captured anew, and the optimiser's state is the checkpoint's."""
+    changes = {"compile": "captured", "precision": precision}
+    whole, _ = run(digits, tmp_path / "whole", epochs=3, checkpoint_seconds=0, **changes)
+    interrupted(digits, tmp_path / "cut", 5, **changes)
+    again, _ = run(digits, tmp_path / "cut", epochs=3, checkpoint_seconds=0, **changes)
+    assert again["continued"] == [{"epoch": 2, "torn": []}]
+    assert again["metrics"]["train_loss"] == pytest.approx(whole["metrics"]["train_loss"], rel=1e-2)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("tear", [cut_short, flip_a_bit])
+@pytest.mark.parametrize("torn", [1, 2])
+def test_a_torn_checkpoint_gives_way_to_the_one_before(digits, tmp_path, tear, torn):
+    whole, _ = run(digits, tmp_path / "whole", epochs=3, checkpoint_seconds=0)
+    interrupted(digits, tmp_path / "cut", 5)
+    there = checkpoint.generations(tmp_path / "cut")
+    assert [path.name[:19] for path in there] == ["checkpoint-00000002", "checkpoint-00000001"]
+    for path in there[:torn]:
+        tear(path)
+    again, _ = run(digits, tmp_path / "cut", epochs=3, checkpoint_seconds=0)
+    continued = again.pop("continued", [])
+    assert continued == [{"epoch": 2 - torn, "torn": [path.name for path in there[:torn]]}]
+    assert equal_part(again) == equal_part(whole)
+
+
+def test_a_checkpoint_of_something_else_is_not_continued(digits, tmp_path):
+    """Another seed in the same folder; and without checkpoints there are none."""
+    interrupted(digits, tmp_path / "cut", 3)
+    other, _ = run(digits, tmp_path / "cut", seed=1, epochs=3, checkpoint_seconds=0)
+    assert "continued" not in other
+    loop = training(Job(config(checkpoint_seconds=None), digits, folder=tmp_path / "none"))
+    assert len(list(loop)) == 3
+    assert not any(tmp_path.glob("none/checkpoint-*"))
+
+
 def test_files_agree(digits, tmp_path):
     record, rows = run(digits, tmp_path)
-    assert json.loads((tmp_path / "trial.json").read_text()) == record
+    assert results.read_trial(tmp_path) == record
     history = pd.read_csv(tmp_path / "history.csv")
     assert list(history.columns) == list(results.HISTORY_COLUMNS)
     assert len(history) == 4  # two epochs, two validations each
@@ -100,7 +185,7 @@ def test_test_set_is_not_read_unless_asked(digits, tmp_path):
     later = read_test(tmp_path, record, digits)
     asked, _ = run(digits)
     assert later["metrics"]["test_accuracy"] == asked["metrics"]["test_accuracy"]
-    assert json.loads((tmp_path / "trial.json").read_text()) == later
+    assert results.read_trial(tmp_path) == later
 
 
 def test_divergence_is_a_status(digits, tmp_path):
@@ -152,7 +237,7 @@ def test_atomic_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     checkpoint.write_atomically(path, "old")
     monkeypatch.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"no space left on device, .* bytes free"):
         checkpoint.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,6 +1,7 @@
 """What can serve an exported model, one runtime a file. Parity checks and benchmarks use the same ones.
 
     FORMAT = "onnx"                         which of a manifest's files it serves
+    PRECISION = "bfloat16"                  if it does not compute in the file's own
     load(artifact, device, threads)         -> callable
 
 The callable takes and returns host arrays: float32 [N, 3, H, W] normalised (or uint8 [N, H, W, 3], as the file's entry

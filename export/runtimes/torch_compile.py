@@ -1,6 +1,9 @@
 """torch.compile with its default mode, one static graph per batch size; a graph break is an error."""
 
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +17,26 @@ FORMAT = "torch"
 
 
 def load(artifact: Artifact, device: str, threads: int) -> Predict:
+    return compiled(artifact, device, threads)
+
+
+def compiled(
+    artifact: Artifact,
+    device: str,
+    threads: int,
+    context: Callable[[], AbstractContextManager] = torch.no_grad,  # freezing needs it, inference mode is not enough
+    **how: Any,
+) -> Predict:
+    """The network compiled `how` torch.compile is told, called in a `context` of its own."""
     if not compiler(device):
         raise Unavailable("torch.compile needs a C++ compiler on CPU and a C compiler on CUDA; install g++")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of the GPU that is not there
     # Past the limit PyTorch would run eager code: an error instead, and room for many batch sizes.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._dynamo.config.recompile_limit = 64
     side = artifact.manifest["input_size"]
-    predict = as_predict(torch.compile(network(artifact, device, threads), dynamic=False, fullgraph=True), device)
+    module = torch.compile(network(artifact, device, threads), dynamic=False, fullgraph=True, **how)
+    predict = as_predict(module, device, context)
     try:
         predict(np.zeros((2, 3, side, side), np.float32))
     except Exception as error:

@@ -1,5 +1,8 @@
 """PyTorch as it is, without compilation: the reference for answers and speed."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import numpy as np
 import torch
 from torch import nn
@@ -26,12 +29,12 @@ def network(artifact: Artifact, device: str, threads: int) -> nn.Module:
     return to_device(found, torch.device(device))
 
 
-def as_predict(module, device: str) -> Predict:
-    """Host arrays in and out around a module; the copies belong to the call."""
+def as_predict(module, device: str, context: Callable[[], AbstractContextManager] = torch.inference_mode) -> Predict:
+    """Host arrays in and out around a module called in that context; the copies belong to the call."""
 
     def predict(images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
+        with context():
             inputs = torch.from_numpy(images).to(device, memory_format=torch.channels_last)
-            return module(inputs).cpu().numpy()
+            return module(inputs).float().cpu().numpy()
 
     return predict

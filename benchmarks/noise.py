@@ -1,0 +1,140 @@
+"""python -m benchmarks.noise run=DIR [key=value ...]: how far the inference benchmark can be trusted on this machine.
+
+Repeats whole sittings of the benchmark with one exported file as three arms: itself, itself again, and itself slowed
+down by a planted share of each call. Says how often the 95 % interval of the ratio of equals leaves one out, which
+should happen in 5 % of sittings, and how often the slower arm is seen to be slower; each with its exact binomial
+interval. What was measured so far is kept after each sitting.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from harness import cli
+from harness.config import StageConfig
+
+PLANTED = """
+import time
+from export.runtimes.onnxruntime import load as real
+FORMAT = "onnx"
+def load(artifact, device, threads):
+    predict = real(artifact, device, threads)
+    def slower(images):
+        started = time.perf_counter()
+        logits = predict(images)
+        until = time.perf_counter() + {share} * (time.perf_counter() - started)
+        while time.perf_counter() < until:
+            pass
+        return logits
+    return slower
+"""
+
+
+class Noise(StageConfig):
+    sittings: int = Field(60, ge=2, description="whole sittings")
+    replicates: int = Field(8, ge=2, description="fresh processes of each arm in a sitting")
+    rounds: int = Field(2, ge=1, description="interleaved measurements in a replicate")
+    round_seconds: float = Field(0.1, gt=0, description="at least so long a measurement")
+    batch_size: int = Field(8, ge=1, description="images a call")
+    planted: float = Field(0.1, gt=0, description="share of each call by which the third arm is slower")
+    threads: int | None = Field(None, ge=1, description="default: the cores")
+    file: str = Field("model.onnx", description="exported file, served by onnxruntime on the CPU")
+    out: Path = Field(Path("noise.json"), description="what came out")
+
+
+def main(config: Noise) -> int:
+    import numpy as np
+    import torch
+
+    from benchmarks import verdict
+    from benchmarks.sitting import AGAIN, Arm, Sitting
+    from export import Artifact
+    from export.check import Check
+    from harness import checkpoint, datasets, results
+    from harness.config import Benchmark, Data, Normalization
+    from harness.progress import Progress
+    from harness.step import Normalizer
+
+    run = results.RunDirectory.existing(config.run)
+    (file,) = list(run.path.glob("exported/*/manifest.json"))[:1]
+    manifest = checkpoint.read_json(file)
+    artifact = Artifact(file.parent, manifest, config.file)
+    recorded = run.configuration()
+    assert recorded is not None
+    data = datasets.load(Data.model_validate(recorded["config"]["data"]))
+    threads = config.threads or results.environment()["cores"]
+    settings = Benchmark(
+        batch_sizes=[config.batch_size],
+        replicates=config.replicates,
+        rounds=config.rounds,
+        round_seconds=config.round_seconds,
+    )
+    progress, ratios = Progress(), list[dict[str, Any]]()
+    with tempfile.TemporaryDirectory() as folder, progress.live():
+        normalize = Normalizer(
+            Normalization.model_validate(manifest["normalization"]), torch.device("cpu"), "contiguous"
+        )
+        images = Path(folder) / "images.npy"
+        np.save(images, normalize(torch.from_numpy(data.test.images[data.test.rows])).numpy())
+        (Path(folder) / "slowed.py").write_text(PLANTED.format(share=config.planted))
+        arms = []
+        for runtime in ("onnxruntime", str(Path(folder) / "slowed.py")):
+            check = Check(artifact, runtime, "cpu")
+            arms.append(Arm(check.name, check, "float32", accuracy=artifact.entry["parity"]))
+        checkpoint.write_atomically(arms[1].check.answers, arms[0].check.answers.read_bytes())
+        largest = float(np.abs(np.load(arms[0].check.answers)).max())
+        for number in range(config.sittings):
+            sitting = Sitting(arms, images, largest, settings, threads, Path(folder) / "log")
+            rows, cold = [], []
+            for replicate in range(config.replicates):
+                more, costs, _ = sitting.replicate(number * config.replicates + replicate, progress)
+                rows += more
+                cold += costs
+            table = verdict.summarize(rows, cold, arms, arms[0].name, AGAIN).set_index("backend")
+            for kind, name in (("equal", AGAIN), ("slower", arms[1].name)):
+                row = table.loc[name]
+                ratios.append({"sitting": number, "kind": kind, **{k: row[k].item() for k in RATIO}})
+            found = summarize(ratios)
+            checkpoint.write_json(
+                config.out,
+                {"settings": config.model_dump(mode="json", exclude={"run", "out"}), "threads": threads}
+                | {"environment": results.environment(), **found, "ratios": ratios},
+            )
+            progress.line(f"sitting {number + 1} of {config.sittings}: {describe(found)}")
+        arms[1].check.answers.unlink()
+    return 0
+
+
+RATIO = ("ratio", "ratio_low", "ratio_high")
+
+
+def summarize(ratios: list[dict[str, Any]]) -> dict[str, Any]:
+    """Shares of sittings with exact binomial intervals."""
+    from scipy.stats import binomtest
+
+    equal = [r for r in ratios if r["kind"] == "equal"]
+    slower = [r for r in ratios if r["kind"] == "slower"]
+    told = {}
+    for name, hits, n in (
+        ("false_alarms", sum(not r["ratio_low"] <= 1 <= r["ratio_high"] for r in equal), len(equal)),
+        ("seen", sum(r["ratio_high"] < 1 for r in slower), len(slower)),
+    ):
+        interval = binomtest(hits, n).proportion_ci(0.95, "exact")
+        told[name] = {"hits": hits, "n": n, "share": hits / n, "low": float(interval.low), "high": float(interval.high)}
+    return told
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The shares in words."""
+    said = {"false_alarms": "of equals called different", "seen": "of slower ones seen"}
+    return ", ".join(
+        f"{found[k]['share']:.3f} [{found[k]['low']:.3f}, {found[k]['high']:.3f}] {text} (n = {found[k]['n']})"
+        for k, text in said.items()
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(Noise, main, __doc__ or ""))

@@ -1,0 +1,30 @@
+"""AOTInductor: what torch.compile makes, compiled at export and loaded without compiling."""
+
+import numpy as np
+import torch
+
+from export import Artifact
+from export.runtimes import Predict, Unavailable
+from harness import results
+
+FORMAT = "aoti"
+
+
+def load(artifact: Artifact, device: str, threads: int) -> Predict:
+    if device != "cpu":
+        raise Unavailable("AOTInductor: the file is compiled for the CPU")
+    made, here = ((e["cpu"], e["versions"]["torch"]) for e in (artifact.manifest["environment"], results.environment()))
+    if made != here:
+        raise Unavailable(f"AOTInductor: the file was compiled for {made}, here is {here}; export it here")
+    torch.set_num_threads(threads)
+    try:
+        compiled = torch._inductor.aoti_load_package(str(artifact.path))
+    except Exception as error:
+        raise Unavailable(f"AOTInductor: {' '.join(str(error).split())[:300]}") from error
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        dense = torch.from_numpy(np.ascontiguousarray(images))  # it does not look at strides
+        with torch.inference_mode():
+            return compiled(dense).numpy()
+
+    return predict

@@ -1,0 +1,388 @@
+"""Set-ups in which a measured speed would mean something else than it says are told, none passes silently."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+from conftest import command
+
+from benchmarks import conditions, operators, verdict
+from benchmarks.inference import benchmark_exported
+from benchmarks.sitting import AGAIN, REFERENCE, highest_rate
+from export.runtimes.onnxruntime import elsewhere
+from harness import checkpoint
+from harness.config import Benchmark
+from harness.errors import BadInput
+from harness.progress import Progress
+from harness.results import RunDirectory
+
+# A runtime of a user's own, and what is wrong with it.
+RUNTIME = """
+import hashlib, threading, time
+import numpy as np
+from export.runtimes.onnxruntime import load as real
+FORMAT = "onnx"
+def load(artifact, device, threads):
+    predict = real(artifact, device, threads)
+    calls, seen, first = [], set(), []
+{fault}
+"""
+FAULTS = {
+    "missing_library": "    import no_such_library",
+    "wrong_channels": "    return lambda images: predict(np.ascontiguousarray(images[:, :, ::-1]))",
+    "wrong_mean": "    return lambda images: predict(images + np.float32(0.5))",
+    "swapped_classes": "    return lambda images: predict(images)[:, ::-1]",
+    "keeps_its_first_answer": """
+    def answer(images):
+        first.append(1)
+        if len(first) > 60:  # while it is timed
+            calls[:] = calls or [predict(images)]
+            return calls[0]
+        return predict(images)
+    return answer""",
+    "more_threads": """
+    def answer(images):
+        work = lambda: hashlib.sha256(bytes(10_000_000)).digest()
+        helpers = [threading.Thread(target=work) for _ in range(2)]
+        [helper.start() for helper in helpers]
+        [helper.join() for helper in helpers]
+        return predict(images)
+    return answer""",
+    "cold_at_each_shape": """
+    def answer(images):
+        if len(images) not in seen:
+            seen.add(len(images))
+            time.sleep(0.5)
+        return predict(images)
+    return answer""",
+}
+
+
+@pytest.fixture
+def run(small_run, tmp_path):
+    """A run whose exported files may be harmed."""
+    shutil.copytree(small_run[0], tmp_path / "run")
+    return RunDirectory(tmp_path / "run")
+
+
+def measured(run, **settings):
+    """(inference_summary.csv by backend, verdict.json) of a short sitting."""
+    short = {"runtimes": ["onnxruntime"], "batch_sizes": [8], "replicates": 2, "rounds": 2, "round_seconds": 0.02}
+    settings = short | {"threads": 1, "max_accuracy_drop": 0.1} | settings
+    benchmark_exported(run, Benchmark.model_validate(settings), Progress())
+    summary = pd.read_csv(run.path / "inference_summary.csv", keep_default_na=False)
+    return summary.set_index("backend"), json.loads((run.path / "verdict.json").read_text())
+
+
+def exported(run):
+    (manifest,) = run.path.glob("exported/*/manifest.json")
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def sitting(small_run, tmp_path_factory):
+    """One sitting with every planted runtime."""
+    folder = tmp_path_factory.mktemp("planted")
+    shutil.copytree(small_run[0], folder / "run")
+    run, files = RunDirectory(folder / "run"), []
+    manifest = json.loads(exported(run).read_text())
+    manifest["files"] = {name: manifest["files"][name] for name in ("model.safetensors", "model.onnx")}
+    exported(run).write_text(json.dumps(manifest))
+    for name, fault in FAULTS.items():
+        (folder / f"{name}.py").write_text(RUNTIME.format(fault=fault))
+        files.append(str(folder / f"{name}.py"))
+    return measured(run, runtimes=["onnxruntime", *files])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("missing_library", "No module named 'no_such_library'"),
+        ("wrong_channels", "does not answer as it must"),
+        ("wrong_mean", "does not answer as it must"),
+        ("swapped_classes", "does not answer as it must"),
+        ("keeps_its_first_answer", "off the one that was checked"),
+        ("more_threads", "cores, not 1"),
+    ],
+)
+def test_a_planted_fault_is_told(sitting, fault, told):
+    summary, decided = sitting
+    rows = summary.loc[[fault]]
+    assert all(told in note for note in rows["note"]), rows["note"]
+    timed = fault == "more_threads"
+    assert (rows["ratio"] != "").all() == timed
+    assert not decided["ship"]["backend"].startswith(fault)
+    assert not timed or any(told in warning for warning in decided["warnings"])
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_the_arm(sitting):
+    """PyTorch's arm holds more than onnxruntime's, whoever started them."""
+    summary, _ = sitting
+    assert float(summary.loc["onnxruntime"]["peak_bytes"]) < 0.8 * float(summary.loc[REFERENCE]["peak_bytes"])
+
+
+@pytest.mark.slow
+def test_a_cold_start_is_no_part_of_the_speed(sitting):
+    """Half a second at the first call of each shape: in the cold costs, not in the calls."""
+    summary, _ = sitting
+    row = summary.loc["cold_at_each_shape"]
+    assert float(row["first_call_seconds"]) > 0.5
+    assert float(row["latency_ms_p50"]) < 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["stale file", "mislabelled precision", "changed weights"])
+def test_a_harmed_file_is_not_timed(run, fault):
+    file = exported(run)
+    manifest = json.loads(file.read_text())
+    model = file.parent / "model_rewritten.onnx"
+    if fault == "stale file":
+        model.write_bytes(model.read_bytes()[:-1] + b"\0")
+        told = "is not the file that manifest.json describes"
+    elif fault == "mislabelled precision":
+        shutil.copy(file.parent / "model_int8.onnx", model)
+        manifest["files"][model.name]["sha256"] = checkpoint.sha256(model)
+        told = "the manifest says float32, the file holds int8"
+    else:  # as by a wrong fold of a batch norm, in a file that is whole
+        import onnx
+
+        graph = onnx.load(model)
+        weights = max(graph.graph.initializer, key=lambda i: math.prod(i.dims))
+        values = onnx.numpy_helper.to_array(weights) * np.float32(1.05)
+        weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+        onnx.save(graph, model)
+        manifest["files"][model.name]["sha256"] = checkpoint.sha256(model)
+        told = "does not answer as it must"
+    file.write_text(json.dumps(manifest))
+    row = measured(run)[0].loc["onnxruntime rewritten"]
+    assert told in row["note"]
+    assert row["ratio"] == ""
+
+
+@pytest.mark.parametrize("name", conditions.DEBUGGING)
+def test_a_setting_for_debugging_is_refused(name):
+    with pytest.raises(BadInput, match=rf"{name}=1: .* unset it"):
+        conditions.check_no_debugging({name: "1"})
+    conditions.check_no_debugging({name: "0", "OTHER": "1"})
+
+
+def test_the_command_refuses_it_too(run, tmp_path):
+    done = command("-m", "benchmarks", f"run={run.path}", cwd=tmp_path, TORCHDYNAMO_DISABLE="1")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "TORCHDYNAMO_DISABLE=1: the environment variable turns torch.compile off" in done.stderr
+
+
+def test_nodes_on_another_provider_are_listed(run):
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    model = exported(run).parent / "model.onnx"
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    assert elsewhere(session, "CPUExecutionProvider") == []
+    assert any("Conv" in node or "conv" in node for node in elsewhere(session, "CUDAExecutionProvider"))
+
+
+def test_more_threads_than_cores_are_refused(run):
+    with pytest.raises(RuntimeError, match=r"4096 threads were asked for, and this process may use \d+ cores"):
+        measured(run, threads=4096)
+
+
+@pytest.mark.slow
+def test_other_work_on_the_machine_is_told(run):
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        summary, decided = measured(run, round_seconds=0.1)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert all("cores meanwhile" in note for note in summary.loc["onnxruntime"]["note"].split("\n"))
+    assert any("cores meanwhile" in warning for warning in decided["warnings"])
+
+
+@pytest.mark.slow
+def test_uint8_images_to_labels(run):
+    """Files that take them, and PyTorch behind the same normalisation: the answers are those that were checked."""
+    summary, decided = measured(run, uint8=True)
+    assert {"onnxruntime uint8", "onnxruntime rewritten uint8"} <= {*summary.index}
+    assert set(summary.index) - {REFERENCE, AGAIN} == {name for name in summary.index if name.endswith("uint8")}
+    assert not any(note.startswith("not timed") for note in summary["note"])
+    assert set(pd.read_csv(run.path / "inference.csv")["scope"]) == {"uint8 images to labels"}
+    assert "from uint8 images to labels" in decided["sentence"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_benchmark_continues(run, monkeypatch):
+    """Replicates that are done are kept; asked anew for the same, nothing runs."""
+    from benchmarks import inference
+
+    real, done = inference.Sitting.replicate, []
+
+    def stops(self, number, progress):
+        if number == 1 and len(done) < 2:
+            done.append("stopped")
+            raise KeyboardInterrupt
+        done.append(number)
+        return real(self, number, progress)
+
+    monkeypatch.setattr(inference.Sitting, "replicate", stops)
+    with pytest.raises(KeyboardInterrupt):
+        measured(run)
+    before = (run.path / "inference.csv").read_text()
+    summary, _ = measured(run)
+    assert done == [0, "stopped", 1]
+    assert (run.path / "inference.csv").read_text().startswith(before)
+    assert set(summary.loc["onnxruntime", ["replicates"]]) == {"2"} or summary.loc["onnxruntime", "replicates"] == 2
+    measured(run)
+    assert done == [0, "stopped", 1]
+
+
+def parity(change=0.0, half=0.001):
+    interval = {"mean": change, "low": change - half, "high": change + half, "n": 100}
+    lists = {"disagreeing": [], "uncertain": []}
+    return (
+        {"accuracy": 0.8 + change, "accuracy_change": interval, "mcnemar_p": 1.0, "images": 100}
+        | lists
+        | {"max_logit_difference": 1e-6}
+    )
+
+
+def summary_of(speeds, changes=None, replicates=5):
+    """Speeds by arm, with one percent of noise, at batch size 64."""
+    generator = np.random.default_rng(0)
+    arms = [
+        SimpleNamespace(
+            name=name,
+            check=SimpleNamespace(artifact=SimpleNamespace(label=f"x/{name}.onnx"), device="cpu"),
+            precision="float32",
+            note="",
+            accuracy=parity((changes or {}).get(name, 0.0)),
+        )
+        for name in speeds
+    ]
+    rows = []
+    for replicate in range(replicates):
+        for turn in range(3):
+            for name, speed in {**speeds, AGAIN: speeds[REFERENCE]}.items():
+                seconds = 64 / speed * float(np.exp(generator.normal(0, 0.01)))
+                rows.append(
+                    {"backend": name, "batch_size": 64, "replicate": replicate, "round": turn, "images": 64}
+                    | {"seconds": seconds, "call_ms": f"{1000 * seconds:.4g}", "foreign_cores": 0.0, "note": ""}
+                )
+    cold = [{"backend": name, "load_seconds": 1.0, "peak_bytes": 1e8} for name in [*speeds, AGAIN]]
+    return verdict.summarize(rows, cold, arms, REFERENCE, AGAIN)
+
+
+def test_what_to_ship():
+    speeds = {REFERENCE: 400.0, "fast": 800.0, "faster": 1200.0}
+    told = verdict.decide(summary_of(speeds), Benchmark(), REFERENCE, AGAIN)
+    assert told["ship"]["backend"] == "faster"
+    assert told["ship"]["ratio"] == pytest.approx(3.0, rel=0.02)
+    assert told["tied"] == []
+    assert "at batch 64, accuracy +0.00 [-0.10, +0.10] points" in told["sentence"]
+    # The fastest one costs too much accuracy.
+    told = verdict.decide(summary_of(speeds, {"faster": -0.0045}), Benchmark(), REFERENCE, AGAIN)
+    assert told["ship"]["backend"] == "fast"
+    told = verdict.decide(summary_of(speeds), Benchmark(latency_ms=100), REFERENCE, AGAIN)
+    assert told["ship"] is None  # 15 calls are too few for the quantile
+    assert "nothing meets what was asked" in told["sentence"]
+
+
+def test_equally_fast_ones_are_called_so():
+    told = verdict.decide(summary_of({REFERENCE: 400.0, "a": 800.0, "b": 801.0}), Benchmark(), REFERENCE, AGAIN)
+    assert told["tied"] == [{"a": "b", "b": "a"}[told["ship"]["backend"]]]
+    assert "cannot be told apart" in told["sentence"]
+
+
+def test_replicates_not_rounds_make_the_interval():
+    """A process that happens to be slow counts once, however many rounds it measures."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for replicate in range(5):
+        luck = float(np.exp(generator.normal(0, 0.1)))
+        for turn in range(50):
+            for name in (REFERENCE, AGAIN, "other"):
+                seconds = 0.1 * (luck if name == "other" else 1.0)
+                rows.append(
+                    {"backend": name, "batch_size": 64, "replicate": replicate, "round": turn, "images": 64}
+                    | {"seconds": seconds, "call_ms": "1", "foreign_cores": 0.0, "note": ""}
+                )
+    arms = [
+        SimpleNamespace(
+            name=name,
+            check=SimpleNamespace(artifact=SimpleNamespace(label="x/m.onnx"), device="cpu"),
+            precision="float32",
+            note="",
+            accuracy=parity(),
+        )
+        for name in (REFERENCE, "other")
+    ]
+    cold = [{"backend": name, "load_seconds": 1.0} for name in (REFERENCE, AGAIN, "other")]
+    row = verdict.summarize(rows, cold, arms, REFERENCE, AGAIN).set_index("backend").loc["other"]
+    assert row["ratio_high"] / row["ratio_low"] > 1.05  # 1.003 if each round counted
+
+
+class Queue:
+    """Answers an image in `service` seconds, one after the other."""
+
+    def __init__(self, service):
+        self.service = service
+
+    def ask(self, do, rate, seconds, seed):
+        assert do == "serve"
+        arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, max(2, round(rate * seconds))))
+        free, latencies = 0.0, []
+        for arrival in arrivals:
+            free = max(free, arrival) + self.service
+            latencies.append(free - arrival)
+        return {"latencies": latencies}
+
+
+def test_the_highest_rate_under_a_latency():
+    found = highest_rate(Queue(0.01), 50, 0)
+    assert 40 < found < 110  # never much above what the queue can do at all
+    assert highest_rate(Queue(0.001), 50, 0) > 5 * found
+    assert highest_rate(Queue(0.01), 5, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind"),
+    [
+        ("QLinearConv", "convolution"),
+        ("aten::mkldnn_convolution", "convolution"),
+        ("aten::addmm", "matrix product"),
+        ("QGemm", "matrix product"),
+        ("aten::mish", "activation"),
+        ("NhwcMaxPool", "pooling"),
+        ("DequantizeLinear", "to and from int8"),
+        ("GatherElements", "lookup"),
+        ("Cast", "layout and copies"),
+        ("aten::native_batch_norm", "batch norm"),
+        ("Div", "elementwise"),
+        ("graph_0_cpp_fused", "other"),
+    ],
+)
+def test_operators_of_both_runtimes_have_one_kind(operator, kind):
+    assert operators.kind(operator) == kind
+
+
+def test_a_profile_holds_the_model(run):
+    images = np.random.default_rng(0).normal(size=(8, 3, 32, 32)).astype(np.float32)
+    found = operators.of_onnxruntime(exported(run).parent / "model.onnx", images, 1, 5)
+    kinds = {operators.kind(name) for name in found}
+    assert {"convolution", "pooling", "matrix product"} <= kinds
+    assert all(0 < seconds < 1 for seconds in found.values())
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model_int8.onnx", "model.safetensors"])
+def test_precision_as_found_in_the_file(run, name):
+    entry = json.loads(exported(run).read_text())["files"][name]
+    assert conditions.found_precision(exported(run).parent / name) == entry["precision"]
