@@ -4,7 +4,6 @@ Absolute times are recorded, with unit and environment in each entry (`--benchma
 `--benchmark-compare` where the machine is the same. What is asserted are ratios between arms of one run.
 """
 
-import json
 import random
 import subprocess
 import sys
@@ -206,7 +205,7 @@ def test_reported_throughput_is_that_of_a_bare_loop(benchmark, exported, tmp_pat
     threads = torch.get_num_threads()
     images = np.random.default_rng(0).normal(size=(8 * batch_size, 3, 32, 32)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
-    (tmp_path / "manifest.json").write_text(json.dumps(exported.manifest))
+    checkpoint.write_json(tmp_path / "manifest.json", exported.manifest)
     model = tmp_path / "model.onnx"
     model.write_bytes((exported.root / "model.onnx").read_bytes())
     check = Check(Artifact(tmp_path, exported.manifest, "model.onnx"), "onnxruntime", "cpu")
