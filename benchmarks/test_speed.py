@@ -201,27 +201,37 @@ for line in sys.stdin:
 
 @pytest.mark.parametrize("batch_size", [1, 8, 64])
 def test_reported_throughput_is_that_of_a_bare_loop(benchmark, exported, tmp_path, batch_size):
-    """The inference benchmark's arm against a loop over InferenceSession.run: a process each, in turn."""
-    threads = torch.get_num_threads()
+    """The inference benchmark's arm against a loop over InferenceSession.run: a process each, in turn.
+
+    Five pairs of processes: where its memory happens to lie makes a process up to 3 % faster or slower for good.
+    """
     images = np.random.default_rng(0).normal(size=(8 * batch_size, 3, 32, 32)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
     checkpoint.write_json(tmp_path / "manifest.json", exported.manifest)
-    model = tmp_path / "model.onnx"
-    model.write_bytes((exported.root / "model.onnx").read_bytes())
-    check = Check(Artifact(tmp_path, exported.manifest, "model.onnx"), "onnxruntime", "cpu")
-    command = [sys.executable, "-c", BARE, str(model), str(tmp_path / "images.npy"), str(threads)]
+    (tmp_path / "model.onnx").write_bytes((exported.root / "model.onnx").read_bytes())
+    order, ratios = random.Random(0), list[float]()
+    benchmark.pedantic(lambda: ratios.append(reported_over_bare(exported, tmp_path, batch_size, order)), rounds=5)
+    middle = float(np.median(ratios))
+    benchmark.extra_info["throughput_as_reported_over_bare"] = middle
+    assert 0.97 < middle < 1.03
+
+
+def reported_over_bare(exported, folder: Path, batch_size: int, order: random.Random) -> float:
+    """Median over rounds of one pair of processes."""
+    threads = torch.get_num_threads()
+    check = Check(Artifact(folder, exported.manifest, "model.onnx"), "onnxruntime", "cpu")
+    command = [sys.executable, "-c", BARE, str(folder / "model.onnx"), str(folder / "images.npy"), str(threads)]
     ratios = list[float]()
     with (
-        Worker(Arm("onnxruntime", check, "float32"), threads, tmp_path / "images.npy", tmp_path / "log") as worker,
+        Worker(Arm("onnxruntime", check, "float32"), threads, folder / "images.npy", folder / "log") as worker,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as bare,
     ):
         assert bare.stdin is not None and bare.stdout is not None
-        worker.ask("answers", to=str(tmp_path / "answers.npy"), batch_size=batch_size)
-        warm = worker.ask("warm_up", batch_size=batch_size, answers=str(tmp_path / "answers.npy"))
-        calls = max(8, round(0.1 / warm["call_seconds"]))
-
-        def one() -> None:
-            assert bare.stdin is not None and bare.stdout is not None
+        answers = str(folder / "answers.npy")
+        worker.ask("answers", to=answers, batch_size=batch_size)
+        warm = worker.ask("warm_up", batch_size=batch_size, answers=answers)
+        calls = max(8, round(0.3 / warm["call_seconds"]))
+        for _ in range(6):
             taken = {}
             for name in order.sample(["ours", "bare"], 2):
                 if name == "ours":
@@ -230,15 +240,8 @@ def test_reported_throughput_is_that_of_a_bare_loop(benchmark, exported, tmp_pat
                     print(calls, file=bare.stdin, flush=True)
                     taken[name] = float(bare.stdout.readline())
             ratios.append(taken["bare"] / taken["ours"])
-
-        order = random.Random(0)
-        one()
-        ratios.clear()
-        benchmark.pedantic(one, rounds=30)
         bare.stdin.close()
-    middle = float(np.median(ratios))
-    benchmark.extra_info["throughput_as_reported_over_bare"] = middle
-    assert 0.97 < middle < 1.03
+    return float(np.median(ratios[1:]))  # without the round that warms the bare loop
 
 
 @pytest.mark.parametrize(
