@@ -92,9 +92,9 @@ def sitting(small_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("planted")
     shutil.copytree(small_run[0], folder / "run")
     run, files = RunDirectory(folder / "run"), []
-    manifest = json.loads(exported(run).read_text())
+    manifest = checkpoint.read_json(exported(run))
     manifest["files"] = {name: manifest["files"][name] for name in ("model.safetensors", "model.onnx")}
-    exported(run).write_text(json.dumps(manifest))
+    checkpoint.write_json(exported(run), manifest)
     for name, fault in FAULTS.items():
         (folder / f"{name}.py").write_text(RUNTIME.format(fault=fault))
         files.append(str(folder / f"{name}.py"))
@@ -143,7 +143,7 @@ def test_a_cold_start_is_no_part_of_the_speed(sitting):
 @pytest.mark.parametrize("fault", ["stale file", "mislabelled precision", "changed weights"])
 def test_a_harmed_file_is_not_timed(run, fault):
     file = exported(run)
-    manifest = json.loads(file.read_text())
+    manifest = checkpoint.read_json(file)
     model = file.parent / "model_rewritten.onnx"
     if fault == "stale file":
         model.write_bytes(model.read_bytes()[:-1] + b"\0")
@@ -162,7 +162,7 @@ def test_a_harmed_file_is_not_timed(run, fault):
         onnx.save(graph, model)
         manifest["files"][model.name]["sha256"] = checkpoint.sha256(model)
         told = "does not answer as it must"
-    file.write_text(json.dumps(manifest))
+    checkpoint.write_json(file, manifest)
     row = measured(run)[0].loc["onnxruntime rewritten"]
     assert told in row["note"]
     assert row["ratio"] == ""
