@@ -201,10 +201,10 @@ class Cluster:
 
     def training(self) -> list[Any]:
         """Nodes with a worker in a step of a trial."""
-        return [n for n in self.nodes if training(psutil.Process(self._raylet(n)).children(recursive=True))]
+        return [n for n in self.nodes if training(psutil.Process(self.raylet(n)).children(recursive=True))]
 
     @staticmethod
-    def _raylet(node: Any) -> int:
+    def raylet(node: Any) -> int:
         return node.all_processes["raylet"][0].process.pid
 
     def kill(self, node: Any) -> None:
@@ -227,6 +227,8 @@ def kill(
         assert cluster is not None
         cluster.mend()
         more = [f"resources.address={cluster.cluster.address}"]
+    if name == "TERM" and victim == "worker":
+        more = ["resources.retries=0"]  # who is told to go spends none
     sweep = Sweep(folder, *more)
     sweep.start()
     sweep.until_running()
@@ -264,7 +266,7 @@ def kill(
     code, said = sweep.wait()
     row["exit_code"] = code
     problems += [f"exit code {code}: {said}"] if code else []
-    if victim != "driver" and "its process died" not in sweep.said.read_text():
+    if victim != "driver" and "goes on from its last checkpoint" not in sweep.said.read_text():
         problems.append("no trial was placed again")
     found = {record["id"]: record for record in sweep.run.trials()}
     lost = []

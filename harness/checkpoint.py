@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,38 @@ if TYPE_CHECKING:
 
 class StorageError(OSError):
     """A disk takes no more: it is full, read-only, or the file larger than it may be."""
+
+
+class Superseded(BaseException):
+    """Another process has taken what this one was to write."""
+
+
+ATTEMPT = ".attempt"
+_taken: dict[Path, str] = {}
+
+
+def take(folder: Path) -> None:
+    """From now on this process alone writes into the folder: one that took it before, say on a node that was given up
+    and comes back, meets Superseded."""
+    _taken.pop(folder, None)
+    token = uuid.uuid4().hex
+    write_atomically(folder / ATTEMPT, token)
+    _taken[folder] = token
+
+
+def leave(folder: Path) -> None:
+    """Nothing more is to be written."""
+    _taken.pop(folder, None)
+    (folder / ATTEMPT).unlink(missing_ok=True)
+
+
+def _check_taken(folder: Path) -> None:
+    if folder in _taken:
+        found = None
+        with contextlib.suppress(OSError):
+            found = (folder / ATTEMPT).read_text()
+        if found != _taken[folder]:
+            raise Superseded(f"{folder}: another process has taken it")
 
 
 @contextlib.contextmanager
@@ -39,6 +72,7 @@ def storage_errors_of(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write to a temporary name beside `path`, flush to disk, rename. StorageError where the disk does not take it."""
     data = content.encode() if isinstance(content, str) else content
+    _check_taken(path.parent)
     with storage_errors_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -48,6 +82,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
+            _check_taken(path.parent)
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

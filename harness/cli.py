@@ -7,8 +7,10 @@ empties what may be empty. Bad input ends with exit code 2 and one line `error: 
 import difflib
 import gc
 import json
+import math
 import signal
 import sys
+import time
 import traceback
 import types
 from collections.abc import Callable, Iterator
@@ -228,13 +230,17 @@ def run(
 
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+ENDING_SECONDS = 15.0  # for the end that a signal began; another one meanwhile changes nothing
 _received: int | None = None
+_received_at = -math.inf
 
 
 def _stop(number, _frame):
     """Both as KeyboardInterrupt: a SystemExit that meets Ray at work becomes one trial's error there."""
-    global _received
-    _received = number
+    global _received, _received_at
+    if time.monotonic() - _received_at < ENDING_SECONDS:
+        return
+    _received, _received_at = number, time.monotonic()
     raise KeyboardInterrupt
 
 

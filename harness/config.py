@@ -161,7 +161,10 @@ class Resources(Strict):
             raise ValueError("must be a fraction of one GPU, or a whole number of them")
         return gpus
 
-    retries: int = Field(1, ge=0, description="of a trial whose process died")
+    retries: int = Field(1, ge=0, description="of a trial that failed or whose process died")
+    checkpoint_gib: float = Field(
+        20.0, ge=0, description="disk for the checkpoints of all trials that run at once; who needs more goes without"
+    )
     timeout_seconds: float | None = Field(
         None, gt=0, description="a trial that does not come to its next validation in it is ended; default: no limit"
     )

@@ -1,5 +1,6 @@
 """What happened to the trials of a stage: told to the person at once, and recorded where no worker could record it."""
 
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,13 @@ class Journal:
         self.shares: dict[str, float] = {}
         self.best: float | None = None
 
+    def check_there(self) -> None:
+        """FileNotFoundError where somebody moved the run directory away: nothing is to be written in its place."""
+        if not self.run.configuration_file.is_file():
+            raise FileNotFoundError(
+                f"{self.run.path}: the run directory is gone; once it is back the command continues"
+            )
+
     def started(self, planned: Planned) -> None:
         self.shares[planned.id] = 0.0
         self.progress.line(f"{self._name(planned)}: started")
@@ -31,9 +39,12 @@ class Journal:
             f"validation {row['val_accuracy']:.4f}"
         )
 
-    def retried(self, planned: Planned) -> None:
+    def retried(self, planned: Planned, error: str) -> None:
+        """`error`: of the attempt that ended, as Ray has it."""
         self.shares[planned.id] = 0.0
-        self.progress.line(f"{self._name(planned)}: its process died; goes on from its last checkpoint")
+        record = results.ended(self.run.trial_folder(planned.id))
+        reason = record["error"] if record and "error" in record else _reason(error)
+        self.progress.line(f"{self._name(planned)}: {reason}; goes on from its last checkpoint")
 
     def is_told(self, planned: Planned) -> bool:
         """Whether `ended` was called for it."""
@@ -55,8 +66,7 @@ class Journal:
             return
         if (folder / results.ERROR).is_file():
             error = (folder / results.ERROR).read_text()
-        lines = [line.strip() for line in error.splitlines() if line.strip()] or ["its process died"]
-        reason = lines[-1] if "Traceback" in error or "ray::" in lines[0] else lines[0]
+        reason = _reason(error)
         checkpoint.write_atomically(folder / results.ERROR, error or reason)
         self._write(planned, last, status, {"error": reason})
 
@@ -75,6 +85,8 @@ class Journal:
             text += f", test {metrics['test_accuracy']:.4f}"
         if torn := sum(len(once["torn"]) for once in record.get("continued", [])):
             text += f", {torn} of its checkpoints torn and not used"
+        if "not_checkpointed" in record["environment"]:
+            text += f", not checkpointed: {record['environment']['not_checkpointed']}"
         if "error" in record:
             changes = " ".join(f"{k}={v}" for k, v in planned.parameters.items())
             text += f" ({changes or 'base configuration'}): {record['error']}"
@@ -105,3 +117,13 @@ class Journal:
         left = f", about {duration(elapsed / share - elapsed)} left" if 0 < share < 1 else ""
         best = "" if self.best is None else f", best {self.metric} {self.best:.4f}"
         return f"{done} of {self.total} trials done, {len(self.shares) - done} running{best}{left}"
+
+
+def _reason(error: str) -> str:
+    """One line of what Ray or the process itself says of its end."""
+    if node := re.search(r"node has died.*?[Nn]ode[ _]?[Ii][Dd]:? ?([0-9a-f]{8})", error, re.DOTALL):
+        return f"its process died with node {node[1]}"
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    if not lines or "actor died unexpectedly" in error:
+        return "its process died"
+    return lines[-1] if "Traceback" in error or "ray::" in lines[0] else lines[0]

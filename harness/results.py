@@ -68,6 +68,13 @@ def read_trial(folder: Path) -> dict[str, Any]:
     return checkpoint.read_json(folder / TRIAL)
 
 
+def ended(folder: Path) -> dict[str, Any] | None:
+    """The record of a trial, None where it has not ended or the record is torn."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_trial(folder)
+    return None
+
+
 def write_history(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
     checkpoint.write_atomically(folder / HISTORY, csv_text(HISTORY_COLUMNS, history))
 

@@ -15,12 +15,13 @@ from harness.step import Step
 class Saver:
     """Checkpoints of a trial, at the ends of epochs, so that no random state belongs to them."""
 
-    def __init__(self, folder: Path | None, seconds: float | None, of: Mapping[str, Any]):
+    def __init__(self, folder: Path | None, seconds: float | None, most_bytes: float, of: Mapping[str, Any]):
         """At most one in so many `seconds`, in the trial's `folder`; none of either: no checkpoints.
 
-        `of`: what the trial's result depends on. What another job, other images, code or plan left is none of its own.
+        `most_bytes`: of a new one and the two that are there until it is verified. `of`: what the trial's result
+        depends on. What another job, other images, code or plan left is none of its own.
         """
-        self.folder, self.seconds = folder, seconds
+        self.folder, self.seconds, self.most_bytes = folder, seconds, most_bytes
         self.of = json.loads(json.dumps(of))
         self.saved = time.monotonic()
 
@@ -50,9 +51,9 @@ class Saver:
         step: Step,
         best: Mapping[str, torch.Tensor],
         history: list[dict[str, Any]],
-        record: Mapping[str, Any],
+        record: dict[str, Any],
     ) -> None:
-        """After that many epochs, if it is time to."""
+        """After that many epochs, if it is time to. The record says where they would be too large."""
         if self.folder is None or self.seconds is None or time.monotonic() - self.saved < self.seconds:
             return
         about = {
@@ -64,5 +65,12 @@ class Saver:
             "scaler": step.scaler.state_dict(),
         }
         tensors = {**step.state(), **{f"best.{name}": tensor for name, tensor in best.items()}}
+        each = sum(tensor.nbytes for tensor in tensors.values())
+        if 3 * each > self.most_bytes:
+            record["environment"]["not_checkpointed"] = (
+                f"three checkpoints of {each:,} bytes are more than {self.most_bytes:,.0f}, its share of "
+                "resources.checkpoint_gib"
+            )
+            return
         checkpoint.save_generation(self.folder, epoch, tensors, about)
         self.saved = time.monotonic()

@@ -1,138 +1,56 @@
-"""Runs planned trials with Ray Tune on the devices of this machine or of a cluster; the only module that imports ray.
+"""Runs planned trials with Ray Tune on the devices of this machine or of a cluster.
 
-Ray places trials, restarts those whose process died, and asks scheduler and searcher. What has ended is decided by the
-run directory: a worker writes the record of the trial that it finished, this process the record of one that was stopped
-or whose process died. So a restart depends on no state of Ray's.
+Ray places trials, restarts those that failed or whose process died, and asks scheduler and searcher. What has ended is
+decided by the run directory: a worker writes the record of the trial that it finished, this process the record of one
+that was stopped or whose process died. So a restart depends on no state of Ray's.
 """
 
 import contextlib
-import faulthandler
-import gc
 import hashlib
-import logging
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-# Ray reads these when it is imported.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints tables even where verbose=0
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean what they meant to the user
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # CPU trials see no GPU
+from harness.cluster import cluster, scratch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # ray and its dependencies announce their own future changes
     import ray
     from ray import tune
-    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
     from ray.tune.search import BasicVariantGenerator
     from ray.tune.search.optuna import OptunaSearch
 
-import psutil
+    from harness.worker import Worker
 
-from harness import checkpoint, cli, results
-from harness.config import Resources, Search, Trial
-from harness.errors import BadInput
+from harness import cli, results
+from harness.config import Search, Trial
 from harness.journal import Journal
-from harness.ledger import Ledger
 from harness.plan import Planned, Planner
 from harness.progress import Progress
 from harness.share import Share
 from tune_spaces import Choice, Integer, LogUniform, Uniform
 
 
-class Worker(tune.Trainable):
-    """Runs one trial after another in a process that stays: a step goes on to the next validation."""
-
-    loop: Any = None
-
-    def setup(self, config: dict[str, Any]) -> None:
-        # What a process does before its first trial belongs to that one.
-        age = time.time() - psutil.Process().create_time()
-        ledger = Ledger("worker start", time.perf_counter() - age)
-        ledger.enter("imports")
-        gc.disable()  # what imports make lasts: collecting in between takes a fifth of their time
-        import torch._dynamo  # noqa: F401  which every optimiser imports
-
-        from harness import execution
-
-        execution.prepare_process()
-        gc.freeze()
-        gc.enable()
-        self.start(config, ledger)
-
-    def start(self, config: dict[str, Any], ledger: Ledger) -> None:
-        import torch
-
-        from harness.trial import Job, training
-
-        job = Job.from_json(config["job"])
-        assert job.folder is not None
-        run = job.folder.parent.parent
-        if not (run / "run.json").is_file():
-            raise FileNotFoundError(f"run={run}: not visible on node {os.uname().nodename}; give a shared folder")
-        torch.set_num_threads(config["threads"])
-        (job.folder / results.ERROR).unlink(missing_ok=True)  # of a process before
-        self.ledger, self.folder, self.timeout = ledger, job.folder, config["timeout"]
-        self.loop = training(job, ledger)
-        ledger.enter("idle")
-
-    def step(self) -> dict[str, Any]:
-        try:
-            with _ending_where_it_hangs(self.folder, self.timeout):
-                row, record = next(self.loop)
-            return {**row, "record": {name: record[name] for name in ("metrics", "timing", "environment")}}
-        except StopIteration as end:
-            metrics, finished = end.value["metrics"], end.value["status"] == "finished"
-            value = {name: metrics[name] if finished else float("nan") for name in ("val_accuracy", "val_loss")}
-            return {"epoch": metrics.get("epochs", 0.0), **value, "recorded": True, "done": True}
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.cleanup()
-        self.start(new_config, Ledger("queue", self.ledger.mark))
-        return True
-
-    def cleanup(self) -> None:
-        if self.loop is not None:
-            self.loop.close()
+class EndedForMemory(RayActorError):
+    """Ray's monitor ended a worker before the system's would end something."""
 
 
-@contextlib.contextmanager
-def _ending_where_it_hangs(folder: Path, seconds: float | None) -> Iterator[None]:
-    """End this process where what is within takes longer, and say in the trial's folder what it was at."""
+_task_failed = RayActorManager._actor_task_failed
 
-    def end():
-        with tempfile.TemporaryFile("w+") as stacks:
-            faulthandler.dump_traceback(stacks)
-            stacks.seek(0)
-            said = f"timed out: no validation in {seconds:g} s (resources.timeout_seconds)\n\n{stacks.read()}"
-        try:
-            checkpoint.write_atomically(folder / results.ERROR, said)
-        finally:
-            os._exit(1)
 
-    timer = threading.Timer(seconds, end) if seconds is not None else None
-    if timer is not None:
-        timer.daemon = True
-        timer.start()
-    try:
-        yield
-    finally:
-        if timer is not None:
-            timer.cancel()
+def _failed_alone(self: RayActorManager, tracked: Any, exception: Exception) -> None:
+    """Of a worker that its monitor has ended Ray Tune makes an exception that ends the whole sweep, siblings and all."""
+    if isinstance(exception, OutOfMemoryError):
+        exception = EndedForMemory(error_msg="its process was ended: the node's memory was running low")
+    _task_failed(self, tracked, exception)
+
+
+RayActorManager._actor_task_failed = _failed_alone
 
 
 class NotPickled:
@@ -153,6 +71,7 @@ class Watcher(NotPickled, tune.Callback):
 
     def on_step_begin(self, iteration, trials, **info):
         cli.check_stopped()
+        self.journal.check_there()
 
     def on_trial_start(self, iteration, trials, trial, **info):
         self.journal.started(self.planned(trial))
@@ -162,7 +81,7 @@ class Watcher(NotPickled, tune.Callback):
             self.journal.reported(self.planned(trial), result)
 
     def on_trial_recover(self, iteration, trials, trial, **info):
-        self.journal.retried(self.planned(trial))
+        self.journal.retried(self.planned(trial), str(self._error(trial) or ""))
 
     def on_trial_complete(self, iteration, trials, trial, **info):
         planned, last = self.planned(trial), trial.last_result or {}
@@ -171,13 +90,16 @@ class Watcher(NotPickled, tune.Callback):
         self.journal.ended(planned)
 
     def on_trial_error(self, iteration, trials, trial, **info):
-        planned = self.planned(trial)
-        error = None
-        with contextlib.suppress(OSError, TypeError):  # Ray's own getter looks where it has not put the file yet
-            error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-        status = "oom" if isinstance(error, ray.exceptions.OutOfMemoryError) else "failed"
+        planned, error = self.planned(trial), self._error(trial)
+        status = "oom" if isinstance(error, EndedForMemory) else "failed"
         self.journal.failed(planned, trial.last_result or {}, status, str(error or ""))
         self.journal.ended(planned)
+
+    @staticmethod
+    def _error(trial: Any) -> BaseException | None:
+        with contextlib.suppress(OSError, TypeError):  # Ray's own getter looks where it has not put the file yet
+            return ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+        return None
 
     def out_of_time(self, tune_trials: Sequence[Any]) -> None:
         """Record what the time budget ended, of which Ray does not tell; what never began stays missing."""
@@ -297,7 +219,9 @@ def _fit(space, searcher, samples, known, total, planner, run, progress, share, 
                 metric=search.metric,
                 mode=search.mode,
                 search_alg=searcher,
-                scheduler=_scheduler(search, planner) if scheduler else FIFOScheduler(),
+                scheduler=make_scheduler(search, planner.resolved.config.trial.epochs, run)
+                if scheduler
+                else FIFOScheduler(),
                 num_samples=samples,
                 max_concurrent_trials=planner.resolved.config.resources.concurrency,
                 time_budget_s=search.time_budget_seconds,
@@ -320,16 +244,27 @@ def _fit(space, searcher, samples, known, total, planner, run, progress, share, 
         watcher.out_of_time(found._experiment_analysis.trials)
 
 
-def _scheduler(search: Search, planner: Planner):
+def make_scheduler(search: Search, epochs: int, run: results.RunDirectory) -> TrialScheduler:
+    """The configured scheduler, told of the trials of the search that have ended before.
+
+    A trial that goes on from a checkpoint reports its earlier validations itself.
+    """
     if search.scheduler == "fifo":
         return FIFOScheduler()
-    return AsyncHyperBandScheduler(
+    scheduler = AsyncHyperBandScheduler(
         time_attr="epoch",
-        max_t=planner.resolved.config.trial.epochs,
+        max_t=epochs,
         grace_period=search.asha.grace_epochs,
         reduction_factor=search.asha.reduction_factor,
         stop_last_trials=False,
     )
+    (bracket,) = scheduler._brackets  # Ray offers no other way than its own pickles
+    sign = 1.0 if search.mode == "max" else -1.0
+    for record in run.trials():
+        if record["stage"] == "search" and results.is_done(record):
+            for row in run.history(record["id"]).to_dict("records"):
+                bracket.on_result(SimpleNamespace(trial_id=record["id"]), row["epoch"], sign * row[search.metric])
+    return scheduler
 
 
 def _plans(
@@ -365,6 +300,7 @@ def _trial_config(
         read_test=planned.read_test,
         device=share.device,
         plan=plans.get(planned.config.architecture, {}),
+        checkpoint_bytes=planner.resolved.config.resources.checkpoint_gib * 2**30 / share.at_once,
         labels=planned.labels(),
     )
     timeout = planner.resolved.config.resources.timeout_seconds
@@ -380,60 +316,3 @@ def _distribution(domain):
         return distributions.IntDistribution(domain.low, domain.high)
     assert isinstance(domain, Uniform | LogUniform)
     return distributions.FloatDistribution(domain.low, domain.high, log=isinstance(domain, LogUniform))
-
-
-@contextlib.contextmanager
-def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
-    """Join the cluster at `resources.address`, or start one on this machine and stop it again; its nodes' resources."""
-    own = not ray.is_initialized()
-    terminate = signal.getsignal(signal.SIGTERM)
-    with scratch() as folder, contextlib.ExitStack() as stack:
-        if own and resources.address:
-            try:
-                ray.init(address=resources.address, log_to_driver=False, logging_level=logging.ERROR)
-            except Exception as error:
-                raise BadInput(
-                    f"resources.address={resources.address}: {error}; start a cluster with `ray start --head`, "
-                    "or leave the address (and RAY_ADDRESS) out"
-                ) from error
-        elif own:
-            cores = results.environment()["cores"]
-            ray.init(
-                num_cpus=cores,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=256 * 2**20,
-                _temp_dir=str(folder),
-            )
-            command = [sys.executable, "-m", "harness.guard", str(os.getpid()), str(folder)]
-            guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-            stack.callback(guard.communicate, b"ended")
-        signal.signal(signal.SIGTERM, terminate)  # ray puts its own handler there
-        for name in ("ray", "ray.tune"):  # what fails is told by Watcher, once and in one line
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        try:
-            yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        finally:
-            if own:
-                ray.shutdown()
-
-
-@contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder for what Ray writes, gone at the end; what killed processes left goes at the beginning."""
-    from filelock import FileLock, Timeout
-
-    top = Path("/tmp")  # sockets need short paths
-    for left in top.glob("harness-ray-*.lock"):
-        with contextlib.suppress(OSError, Timeout), FileLock(left, timeout=0):
-            shutil.rmtree(left.with_suffix(""), ignore_errors=True)
-            left.unlink(missing_ok=True)
-    folder = top / f"harness-ray-{uuid.uuid4().hex[:12]}"
-    with FileLock(folder.with_suffix(".lock")) as held:
-        folder.mkdir(mode=0o700)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            Path(held.lock_file).unlink(missing_ok=True)

@@ -39,6 +39,7 @@ class Job:
     `folder`: where trial.json, history.csv and model.safetensors go; None keeps everything in memory.
     `fingerprint`: of the images that are meant; others are an error. `read_test`: evaluate the kept weights on the
     test images at the end. `plan`: what fastest.choose found for the parts that the configuration leaves open.
+    `checkpoint_bytes`: what its checkpoints may take on disk.
     """
 
     config: Trial
@@ -49,6 +50,7 @@ class Job:
     read_test: bool = False
     device: str = "auto"
     plan: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint_bytes: float = math.inf
     labels: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -120,8 +122,7 @@ def training(job: Job, ledger: Ledger | None = None) -> Generator[tuple[Row, Rec
     except Diverged as error:
         record["status"], record["error"] = "diverged", str(error)
     except Exception as error:
-        oom = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        record["status"], record["error"] = "oom" if oom else "failed", _last_line(error)
+        record["status"], record["error"] = "oom" if is_out_of_memory(error) else "failed", _last_line(error)
         if job.folder is not None:
             checkpoint.write_atomically(job.folder / results.ERROR, traceback.format_exc())
     ledger.enter("checkpoint")
@@ -182,7 +183,7 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
         "versions": record["environment"]["versions"],
         "plan": vars(plan),
     }
-    saver = Saver(job.folder, config.checkpoint_seconds, of)
+    saver = Saver(job.folder, config.checkpoint_seconds, job.checkpoint_bytes, of)
     ledger.enter("checkpoint")
     tensors, about = saver.newest(record)
     if tensors:
@@ -381,6 +382,12 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 def derive(seed: int, *purpose: str | int) -> int:
     """A seed for one purpose of a trial: no draw depends on how many others were made before."""
     return int.from_bytes(hashlib.sha256(repr((seed, *purpose)).encode()).digest()[:7])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the host, or of a GPU. PyTorch's allocator for CPUs raises what nothing but its text tells apart."""
+    kinds = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return kinds or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 def _last_line(error: BaseException) -> str:

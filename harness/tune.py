@@ -62,7 +62,7 @@ def main(resolved: plan.Resolved) -> int:
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         if config.resources.address and {"search", "confirm"} & set(config.stages):
-            from harness.search import cluster
+            from harness.cluster import cluster
             from harness.share import Share
 
             nodes = stack.enter_context(cluster(config.resources))  # a wrong address is told before anything is written

@@ -39,10 +39,11 @@ def test_import_direction(file):
     assert not wrong
 
 
-def test_only_search_imports_ray():
-    """And the benchmarks of what others do with Ray, and of a cluster whose nodes are killed."""
+def test_who_imports_ray():
+    """What runs the trials, and the benchmarks of what others do with Ray, and of a cluster whose nodes are killed."""
     found = [f for f in FILES if any(name.split(".")[0] == "ray" for name in imported(TOP / f))]
-    assert found == ["benchmarks/arms/ray_tutorial.py", "benchmarks/kills.py", "harness/search.py"]
+    others = ["benchmarks/arms/ray_tutorial.py", "benchmarks/kills.py"]
+    assert found == [*others, "harness/cluster.py", "harness/search.py", "harness/worker.py"]
 
 
 def test_report_imports_no_torch():

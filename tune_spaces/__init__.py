@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,26 @@ class Choice:
         return generator.choice(self.values)
 
 
+@dataclass(frozen=True)
+class Claim:
+    """That one variant is better than another, for the report to judge: `says` is the claim in words.
+
+    `metric`: test_accuracy, or gap (training minus test accuracy: how much the network overfits), of which less is
+    better. `margin`: the claim is that the two are as good, to within so much (a fraction).
+    """
+
+    says: str
+    variant: str
+    than: str
+    metric: Literal["test_accuracy", "gap"] = "test_accuracy"
+    margin: float | None = None
+
+    @property
+    def higher(self) -> bool:
+        """Whether more of the metric is better."""
+        return self.metric != "gap"
+
+
 Domain = Uniform | LogUniform | Integer | Choice
 
 
@@ -87,8 +107,8 @@ class Space:
     """A base configuration and what is tried around it.
 
     `trial`, `data`, `search`: values that differ from the harness's defaults, by dotted key. `parameters`: what a
-    search draws, by key of `trial`. `variants`: named changes to `trial`, the first being what the others are
-    compared with.
+    search draws, by key of `trial`. `variants`: named changes to `trial`. `claims`: which of them are compared; without
+    any, each with the first. `published`: test accuracies that others report for variants, as fractions.
     """
 
     trial: Mapping[str, Any]
@@ -96,7 +116,12 @@ class Space:
     search: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Domain] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    claims: Sequence[Claim] = ()
+    published: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
+        named = {*self.published, *(name for claim in self.claims for name in (claim.variant, claim.than))}
+        if unknown := sorted(named - set(self.variants)):
+            raise ValueError(f"claims and published name {', '.join(unknown)}, which is none of the variants")
         if self.parameters and self.variants:
             raise ValueError("a space has either parameters (a search) or variants (an ablation), not both")

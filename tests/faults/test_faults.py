@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import SMALL_RUN, TOP, command, records
 
@@ -269,6 +270,21 @@ def test_what_a_killed_driver_held_is_taken_over(tmp_path):
         assert "taken over" in said[0]
 
 
+def test_what_another_process_took_is_not_written(tmp_path, digits):
+    """As on a node that was given up, and comes back while its trial runs elsewhere."""
+    job = Job(config=JOB, data=digits, folder=tmp_path)
+    checkpoint.take(tmp_path)
+    loop = training(job)
+    next(loop)
+    take = "import pathlib, sys; from harness import checkpoint; checkpoint.take(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", take, str(tmp_path)], cwd=TOP, check=True)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(checkpoint.Superseded):
+        list(loop)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    checkpoint.leave(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("victims", "signal"), [("driver,worker,node", "KILL"), ("driver,worker", "TERM")])
 def test_a_killed_sweep_ends_as_if_left_alone(victims, signal, tmp_path):
@@ -311,6 +327,256 @@ def test_a_hung_trial_is_ended_and_its_siblings_finish(tmp_path):
     assert "goes on from its last checkpoint" in done.stdout  # tried again, once
     text = (tmp_path / "run" / "trials" / found["hangs"]["id"] / "error.txt").read_text()
     assert "net.py" in text
+
+
+@pytest.fixture(scope="session")
+def left_alone(tmp_path_factory):
+    """What the sweep of benchmarks/kills.py comes to."""
+    return kills.Reference.of(tmp_path_factory.mktemp("left_alone") / "sweep").outcome
+
+
+@pytest.fixture
+def cluster():
+    with kills.Cluster.of_three() as found:
+        yield found
+
+
+@contextlib.contextmanager
+def running(folder: Path, *more: str):
+    """A sweep with trials at work; whatever happens, nothing of it is left."""
+    sweep = kills.Sweep(folder / "sweep", *more)
+    sweep.start()
+    try:
+        sweep.until_running()
+        yield sweep
+    finally:
+        for process in sweep.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+def until(condition, seconds: float):
+    """What the condition comes to, once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+    return found
+
+
+def ends_equal(sweep: kills.Sweep, left_alone, seconds: float = 200.0) -> None:
+    code, _ = sweep.wait(seconds)
+    assert code == 0, sweep.said.read_text()
+    assert kills.outcome(sweep.run) == left_alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["driver", "worker"])
+def test_a_second_sigterm_while_it_ends(victim, left_alone, tmp_path):
+    with running(tmp_path, "resources.retries=0") as sweep:
+        targets = [sweep.process] if victim == "driver" else until(lambda: kills.training(sweep.processes()), 20)
+        for _ in range(2):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                targets[0].send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+        if victim == "driver":
+            assert sweep.wait(15)[0] == 143
+            sweep.start()
+        ends_equal(sweep, left_alone)
+
+
+@pytest.mark.slow
+def test_the_head_dies(left_alone, tmp_path):
+    with running(tmp_path) as sweep:
+        (head,) = [process for process in sweep.processes() if process.name() == "gcs_server"]
+        head.kill()
+        code, said = sweep.wait(60)
+        assert code == 1
+        assert "the same command continues" in said
+        sweep.start()
+        ends_equal(sweep, left_alone)
+
+
+@pytest.mark.slow
+def test_a_node_hangs_and_comes_back(left_alone, cluster, tmp_path):
+    """It is given up, its trial runs elsewhere; what it does when it comes back changes nothing."""
+    with running(tmp_path, f"resources.address={cluster.cluster.address}") as sweep:
+        node = until(cluster.training, 20)[0]
+        raylet = psutil.Process(cluster.raylet(node))
+        hanging = [raylet, *raylet.children(recursive=True)]
+        for process in hanging:
+            process.suspend()
+        until(lambda: "goes on from its last checkpoint" in sweep.said.read_text(), 90)
+        for process in hanging:
+            process.resume()
+        ends_equal(sweep, left_alone)
+        assert "its process died with node" in sweep.said.read_text()
+
+
+@pytest.mark.slow
+def test_a_node_is_drained(left_alone, cluster, tmp_path):
+    """As before a preemption: its trial is placed again, and no retry spent."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    address = cluster.cluster.address
+    with running(tmp_path, f"resources.address={address}", "resources.retries=0") as sweep:
+        node = until(cluster.training, 20)[0]
+        reason, in_a_second = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, int(1000 * (time.time() + 1))
+        accepted, why_not = GcsClient(address).drain_node(node.node_id, reason, "test", in_a_second)
+        assert accepted, why_not
+        ends_equal(sweep, left_alone)
+        assert "goes on from its last checkpoint" in sweep.said.read_text()
+
+
+BROKEN = """
+import numpy, torch
+from architectures.baseline import build as network
+held = []
+def build(num_classes, input_size=32, fault=""):
+    net, calls = network(num_classes, input_size=input_size, widths=(8, 16), hidden=(16,)), []
+    def hook(*_):
+        calls.append(net.training)
+        if sum(calls) < 12:  # the second epoch
+            return
+        if fault == "raises":
+            raise KeyError("no such layer")
+        if fault == "host memory":
+            torch.empty(10**15)
+        if fault == "GPU memory":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if fault == "all memory":
+            for _ in range(64):
+                held.append(numpy.ones(2**27))
+                __import__("time").sleep(0.2)
+    net.register_forward_hook(hook)
+    return net
+"""
+
+
+def broken(tmp_path: Path, variants: dict, *more: str, **environment: str):
+    """(the command, done; its records by variant) for variants of a network with a fault."""
+    (tmp_path / "net.py").write_text(BROKEN)
+    (tmp_path / "space.py").write_text(
+        "from tune_spaces import Space\n"
+        "SPACE = Space(trial={'architecture': 'net.py', 'epochs': 3, 'batch_size': 16, 'checkpoint_seconds': 0},"
+        f" data={{'name': 'digits', 'limit': 20}}, variants={variants!r}, search={{'seeds': 1}})\n"
+    )
+    arguments = ["-m", "harness.tune", "space=space.py", "run=run", "stages=[search]", "resources.cpus_per_trial=1"]
+    done = command(*arguments, *more, cwd=tmp_path, **environment)
+    return done, {record["variant"]: record for record in records(tmp_path / "run")}
+
+
+@pytest.mark.slow
+def test_trials_that_break_leave_their_siblings_alone(tmp_path):
+    """Exceptions, both memories, losses that are no number: status, reason, retries; and the rest is untouched."""
+    faults = ["raises", "host memory", "GPU memory"]
+    variants = {"fine": {}, **{fault: {"options.fault": fault} for fault in faults}}
+    variants["diverges"] = {"optimizer.lr": 1e20}
+    done, found = broken(tmp_path, variants)
+    assert done.returncode == 1, done.stdout + done.stderr
+    status = {variant: record["status"] for variant, record in found.items()}
+    assert status == {
+        "fine": "finished",
+        "raises": "failed",
+        "host memory": "oom",
+        "GPU memory": "oom",
+        "diverges": "diverged",
+    }
+    assert done.stdout.count("KeyError: 'no such layer'; goes on from its last checkpoint") == 1
+    assert done.stdout.count("goes on from its last checkpoint") == len(faults)  # one retry each, none of who diverges
+    assert f"failed: trial {found['raises']['id']}: KeyError: 'no such layer'" in done.stdout
+    folder = tmp_path / "run" / "trials" / found["raises"]["id"]
+    assert "net.py" in (folder / "error.txt").read_text()
+    assert found["raises"]["metrics"]["epochs"] == 1.0
+    assert "step" in found["diverges"]["error"]
+    (tmp_path / "alone").mkdir()
+    _, alone = broken(tmp_path / "alone", {"fine": {}})
+    assert alone["fine"]["metrics"] == found["fine"]["metrics"]
+    assert alone["fine"]["weights_sha256"] == found["fine"]["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_a_trial_that_takes_all_memory(tmp_path):
+    """Ray's monitor ends its process before the system ends another one."""
+    memory = psutil.virtual_memory()
+    share = (memory.total - memory.available + 5 * 2**30) / memory.total
+    if share > 0.9:
+        pytest.skip("too little memory is free here")
+    watched = {"RAY_memory_usage_threshold": f"{share:.3f}", "RAY_memory_monitor_refresh_ms": "50"}
+    variants = {"fine": {}, "all memory": {"options.fault": "all memory"}}
+    done, found = broken(tmp_path, variants, **watched)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert {variant: record["status"] for variant, record in found.items()} == {
+        "fine": "finished",
+        "all memory": "oom",
+    }
+
+
+@pytest.mark.slow
+def test_no_network(left_alone, tmp_path):
+    """In a network namespace of its own: images that are here need none, those that are not are told in one line."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None or shutil.which("ip") is None:
+        pytest.skip("needs root, unshare and ip")
+
+    def offline(*arguments: str) -> subprocess.CompletedProcess:
+        script = 'ip link set lo up && exec "$@"'
+        words = ["unshare", "-n", "sh", "-c", script, "sh", sys.executable, "-m", "harness.tune", *arguments]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+
+    done = offline(*kills.SWEEP, "run=run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert kills.outcome(RunDirectory(tmp_path / "run")) == left_alone
+    done = offline("space=baseline", "data.name=cifar10", f"data.root={tmp_path / 'nowhere'}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stdout + done.stderr
+    assert "data.root" in done.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]).returncode:
+        pytest.skip("may not mount file systems")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_is_full_and_then_larger(small_disk, alone, tmp_path):
+    arguments = [a if a != "run=run" else f"run={small_disk / 'run'}" for a in SMALL_SWEEP]
+    block = small_disk / "block"
+    block.write_bytes(bytes(900 << 10))
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "no space left on device" in done.stdout + done.stderr
+    assert "bytes free there" in done.stdout + done.stderr
+    subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert kills.outcome(RunDirectory(small_disk / "run")) == alone
+
+
+def test_a_disk_that_is_read_only(small_disk, tmp_path):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    done = command(*[a if a != "run=run" else f"run={small_disk / 'run'}" for a in SMALL_SWEEP], cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stdout + done.stderr
+    assert "read-only file system" in done.stderr
+    assert not (small_disk / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_run_directory_is_moved_away(left_alone, tmp_path):
+    with running(tmp_path) as sweep:
+        sweep.run.path.rename(tmp_path / "away")
+        code, _ = sweep.wait(30)
+        assert code == 1, sweep.said.read_text()
+        assert "is gone" in sweep.said.read_text()
+        assert not sweep.run.path.exists()
+        (tmp_path / "away").rename(sweep.run.path)
+        sweep.start()
+        ends_equal(sweep, left_alone)
 
 
 # --------------------------------------------------------------------------------------------------- later stages
