@@ -30,7 +30,7 @@ from harness.config import Strict
 from harness.results import HISTORY, TRIAL, RunDirectory
 
 SWEEP = (
-    *("space=quick", "stages=[search]", "search.samples=4", "trial.epochs=8", "trial.options.widths=[[4,8],[8,8]]"),
+    *("space=quick", "stages=[search]", "search.samples=4", "trial.epochs=16", "trial.options.widths=[[4,8],[8,8]]"),
     *("trial.validations_per_epoch=4", "trial.checkpoint_seconds=0", "trial.compile=off", "resources.cpus_per_trial=1"),
 )
 MARK = "HARNESS_KILLS"  # in the environment of all processes of a sweep

@@ -24,14 +24,14 @@ from benchmarks.kills import Sweep, outcome, training
 from harness import checkpoint, cli, results
 from harness.config import Strict
 
-ONE = ("resources.concurrency=1", "resources.retries=3", "trial.epochs=24")
+ONE = ("resources.concurrency=1", "resources.retries=3")
 COLUMNS = ("seconds", "finished", "open_files", "processes", "memory_mib", "checkpoint_mib", "scratch_mib")
 
 
 class Soak(Strict):
     minutes: float = Field(60.0, gt=0, description="how long workers are killed")
     every_seconds: float = Field(60.0, gt=0, description="between kills")
-    samples: int = Field(2000, ge=4, description="more than can finish in that time")
+    samples: int = Field(1500, ge=4, description="more than can finish in that time")
     seed: int = Field(0, ge=0, description="of the moments, within a tenth of `every_seconds`")
     out: Path = Field(Path("soak"), description="folder for kills.csv and summary.json")
 

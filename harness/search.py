@@ -43,11 +43,11 @@ class EndedForMemory(RayActorError):
 _task_failed = RayActorManager._actor_task_failed
 
 
-def _failed_alone(self: RayActorManager, tracked: Any, exception: Exception) -> None:
-    """Of a worker that its monitor has ended Ray Tune makes an exception that ends the whole sweep, siblings and all."""
+def _failed_alone(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+    """Where its monitor has ended one worker, Ray Tune would end the whole sweep, siblings and all."""
     if isinstance(exception, OutOfMemoryError):
         exception = EndedForMemory(error_msg="its process was ended: the node's memory was running low")
-    _task_failed(self, tracked, exception)
+    _task_failed(self, tracked_actor_task, exception)
 
 
 RayActorManager._actor_task_failed = _failed_alone

@@ -58,31 +58,39 @@ class Worker(tune.Trainable):
         self.start(config, ledger)
 
     def start(self, config: dict[str, Any], ledger: Ledger) -> None:
+        """Make ready for a trial. Nothing is written: Ray may start two processes for a trial, of which one runs it."""
         import torch
 
-        from harness.trial import Job, training
+        from harness.trial import Job
 
-        job = Job.from_json(config["job"])
-        assert job.folder is not None
-        run = job.folder.parent.parent
-        if not (run / "run.json").is_file():
-            raise FileNotFoundError(f"run={run}: not visible on node {os.uname().nodename}; give a shared folder")
+        self.job, self.ledger, self.timeout, self.loop = Job.from_json(config["job"]), ledger, config["timeout"], None
         torch.set_num_threads(config["threads"])
-        self.ledger, self.folder, self.timeout = ledger, job.folder, config["timeout"]
-        checkpoint.take(job.folder)
-        ended = results.ended(job.folder)
-        if ended is not None and results.is_done(ended):  # by a process that died before it could say so
-            self.loop = _returning(ended)
-        else:
-            for name in (results.TRIAL, results.ERROR):  # of an attempt before
-                (job.folder / name).unlink(missing_ok=True)
-            self.loop = training(job, ledger)
         ledger.enter("idle")
 
+    def begin(self) -> Generator[Any, None, dict[str, Any]]:
+        """The trial's loop, in a folder that is this process's from now on."""
+        from harness.trial import training
+
+        folder = self.job.folder
+        assert folder is not None
+        run = folder.parent.parent
+        if not (run / "run.json").is_file():
+            raise FileNotFoundError(f"run={run}: not visible on node {os.uname().nodename}; give a shared folder")
+        checkpoint.take(folder)
+        ended = results.ended(folder)
+        if ended is not None and results.is_done(ended):  # by a process that died before it could say so
+            return _returning(ended)
+        for name in (results.TRIAL, results.ERROR):  # of an attempt before
+            (folder / name).unlink(missing_ok=True)
+        return training(self.job, self.ledger)
+
     def step(self) -> dict[str, Any]:
+        folder = self.job.folder
+        assert folder is not None
         try:
             self.at_work = True
-            with _ending_where_it_hangs(self.folder, self.timeout):
+            with _ending_where_it_hangs(folder, self.timeout):
+                self.loop = self.loop or self.begin()
                 row, record = next(self.loop)
             return {**row, "record": {name: record[name] for name in ("metrics", "timing", "environment")}}
         except ToldToGo:
@@ -95,7 +103,7 @@ class Worker(tune.Trainable):
             self.at_work = False
         if record["status"] in ("failed", "oom"):
             raise RuntimeError(record["error"])
-        checkpoint.leave(self.folder)
+        checkpoint.leave(folder)
         metrics, finished = record["metrics"], record["status"] == "finished"
         value = {name: metrics[name] if finished else float("nan") for name in ("val_accuracy", "val_loss")}
         return {"epoch": metrics.get("epochs", 0.0), **value, "recorded": True, "done": True}

@@ -425,6 +425,8 @@ def test_a_node_is_drained(left_alone, cluster, tmp_path):
         reason, in_a_second = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, int(1000 * (time.time() + 1))
         accepted, why_not = GcsClient(address).drain_node(node.node_id, reason, "test", in_a_second)
         assert accepted, why_not
+        time.sleep(1)
+        cluster.kill(node)
         ends_equal(sweep, left_alone)
         assert "goes on from its last checkpoint" in sweep.said.read_text()
 
@@ -488,7 +490,7 @@ def test_trials_that_break_leave_their_siblings_alone(tmp_path):
     assert f"failed: trial {found['raises']['id']}: KeyError: 'no such layer'" in done.stdout
     folder = tmp_path / "run" / "trials" / found["raises"]["id"]
     assert "net.py" in (folder / "error.txt").read_text()
-    assert found["raises"]["metrics"]["epochs"] == 1.0
+    assert found["raises"]["metrics"]["epochs"] >= 1.0
     assert "step" in found["diverges"]["error"]
     (tmp_path / "alone").mkdir()
     _, alone = broken(tmp_path / "alone", {"fine": {}})
