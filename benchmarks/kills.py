@@ -109,7 +109,9 @@ class Sweep:
         folder.mkdir(parents=True)
         self.run = RunDirectory(folder / "run")
         self.mark = f"{os.getpid()}-{folder.name}"
-        self.arguments = [sys.executable, "-m", "harness.tune", *SWEEP, f"run={self.run.path}", *more]
+        given = {argument.split("=")[0] for argument in more}
+        own = [argument for argument in SWEEP if argument.split("=")[0] not in given]
+        self.arguments = [sys.executable, "-m", "harness.tune", *own, f"run={self.run.path}", *more]
         self.said = folder / "said.txt"
         self.process: subprocess.Popen[bytes] | None = None
 
