@@ -172,6 +172,12 @@ def lives(process: psutil.Process) -> bool:
     return False
 
 
+def command_of(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return ["ended meanwhile"]
+
+
 def training(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     """Workers that are in a step of a trial, which Ray puts into their titles."""
     found = []
@@ -259,7 +265,7 @@ def kill(
         ) and time.monotonic() - killed < ORPHANS_SECONDS:
             time.sleep(0.2)
         row["orphans_after_seconds"] = round(time.monotonic() - killed, 1)
-        problems += [f"process {p.pid} is left" for p in left]
+        problems += [f"process {p.pid} is left: {' '.join(command_of(p))[:100]}" for p in left]
         sweep.start()
     elif targets and victim == "worker":
         draw.choice(targets).send_signal(signal.Signals[f"SIG{name}"])

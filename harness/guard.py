@@ -1,18 +1,20 @@
 """python -m harness.guard PID FOLDER: ends what a process leaves behind when it is killed.
 
 Ray's server and node end together with the process that started them, but their agents try for a minute to tell the
-server so. This process remembers what there is below PID; when its standard input, a pipe from PID, is closed without
-a word, it ends what of that still lives, and removes the FOLDER.
+server so, and workers that are about to start try as long to find their node. This process remembers what there is
+below PID; when its standard input, a pipe from PID, is closed without a word, it ends what of that still lives and what
+names the FOLDER, where Ray's sockets are, in its command line; then it removes the FOLDER.
 """
 
 import contextlib
 import select
 import shutil
 import sys
+import time
 
 import psutil
 
-LOOK_SECONDS = 3.0
+LOOK_SECONDS, LATECOMERS_SECONDS = 3.0, 10.0
 
 
 def main(pid: int, folder: str) -> None:
@@ -23,11 +25,25 @@ def main(pid: int, folder: str) -> None:
             known = guarded.children(recursive=True)
     if sys.stdin.read(1):
         return
-    for process in known:
+    end(known)
+    started = time.monotonic()
+    while time.monotonic() - started < LATECOMERS_SECONDS:
+        end([process for process in psutil.process_iter() if names(process, folder)])
+        time.sleep(0.5)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def names(process: psutil.Process, folder: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any(folder in word for word in process.cmdline())
+    return False
+
+
+def end(processes: list[psutil.Process]) -> None:
+    for process in processes:
         with contextlib.suppress(psutil.Error):
             if process != psutil.Process():
                 process.kill()  # nothing if its number is another process's by now
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ class Journal:
     def __init__(self, total: int, run: results.RunDirectory, progress: Progress, metric: str):
         self.total, self.run, self.progress, self.metric = total, run, progress, metric
         self.began = time.monotonic()
+        self.table_due = self.began
         self.shares: dict[str, float] = {}
         self.best: float | None = None
 
@@ -74,7 +75,10 @@ class Journal:
         """Tell how a trial ended, from its record."""
         record = results.read_trial(self.run.trial_folder(planned.id))
         self.shares[planned.id] = 1.0
-        self.run.write_trials_csv()
+        if time.monotonic() > self.table_due:  # the stage writes it at its end; of many trials it takes long
+            began = time.monotonic()
+            self.run.write_trials_csv()
+            self.table_due = time.monotonic() + 20 * (time.monotonic() - began)
         metrics, status = record["metrics"], record["status"]
         text = f"{self._name(planned)}: {status}"
         if status == "stopped":

@@ -8,7 +8,7 @@ that was stopped or whose process died. So a restart depends on no state of Ray'
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     from ray.air.execution._internal.actor_manager import RayActorManager
     from ray.exceptions import OutOfMemoryError, RayActorError
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
-    from ray.tune.search import BasicVariantGenerator
+    from ray.tune.search import Searcher
     from ray.tune.search.optuna import OptunaSearch
 
     from harness.worker import Worker
@@ -112,6 +112,27 @@ class Watcher(NotPickled, tune.Callback):
             self.journal.ended(planned)
 
 
+class InOrder(NotPickled, Searcher):
+    """Trials that are known beforehand, each handed out when there is room for it: Ray's own grid copies the whole list
+    for each of them."""
+
+    def __init__(self, configs: Iterator[dict[str, Any]], **options):
+        super().__init__(**options)
+        self._configs = configs
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        return next(self._configs, Searcher.FINISHED)
+
+    def on_trial_complete(self, trial_id, result=None, error=False):
+        pass
+
+    def save(self, checkpoint_path):
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path):
+        raise NotImplementedError("the run directory restores")
+
+
 class OptunaSamples(NotPickled, OptunaSearch):
     """Optuna's suggestions as trials with the indices that are missing; sample 0 is the base, which nobody suggests."""
 
@@ -153,25 +174,13 @@ def run_planned(
     run was interrupted or not.
     """
     known = {planned.id: planned for planned in trials}
-    concurrency = planner.resolved.config.resources.concurrency
     with cluster(planner.resolved.config.resources) as nodes:
         share = Share.of(planner.resolved.config.resources, nodes, of)
         configs = [planned.config for planned in trials]
         plans = _plans(configs, of, planner, run, share, progress)
-        jobs = [_trial_config(planned, planner, run, share, plans)["job"] for planned in trials]
-        space = {**_trial_config(trials[0], planner, run, share, plans), "job": tune.grid_search(jobs)}
-        _fit(
-            space,
-            BasicVariantGenerator(max_concurrent=concurrency or 0),
-            1,
-            known,
-            len(trials),
-            planner,
-            run,
-            progress,
-            share,
-            scheduler,
-        )
+        jobs = (_trial_config(planned, planner, run, share, plans) for planned in trials)
+        searcher = InOrder(jobs, metric=planner.search.metric, mode=planner.search.mode)
+        _fit(searcher, known, len(trials), planner, run, progress, share, scheduler)
 
 
 def run_suggested(indices: Sequence[int], planner: Planner, run: results.RunDirectory, progress: Progress) -> None:
@@ -205,16 +214,15 @@ def run_suggested(indices: Sequence[int], planner: Planner, run: results.RunDire
             known_value = value is not None and record["status"] in ("finished", "stopped")
             if known_value and record["stage"] == "search" and set(record["parameters"]) == set(parameters):
                 searcher.add_evaluated_point(record["parameters"], value)
-        _fit({}, searcher, len(indices), known, len(indices), planner, run, progress, share, True)
+        _fit(searcher, known, len(indices), planner, run, progress, share, True)
 
 
-def _fit(space, searcher, samples, known, total, planner, run, progress, share, scheduler) -> None:
+def _fit(searcher, known, total, planner, run, progress, share, scheduler) -> None:
     search = planner.search
     watcher = Watcher(known, Journal(total, run, progress, search.metric))
     with scratch() as temporary, progress.live():
         tuner = tune.Tuner(
             tune.with_resources(Worker, share.request),
-            param_space=space,
             tune_config=tune.TuneConfig(
                 metric=search.metric,
                 mode=search.mode,
@@ -222,7 +230,7 @@ def _fit(space, searcher, samples, known, total, planner, run, progress, share, 
                 scheduler=make_scheduler(search, planner.resolved.config.trial.epochs, run)
                 if scheduler
                 else FIFOScheduler(),
-                num_samples=samples,
+                num_samples=total,
                 max_concurrent_trials=planner.resolved.config.resources.concurrency,
                 time_budget_s=search.time_budget_seconds,
                 reuse_actors=True,

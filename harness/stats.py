@@ -140,10 +140,10 @@ class Finding:
     def sentence(self) -> str:
         """For people, in points."""
         mean, low, high = (100 * v for v in (self.difference.mean, self.difference.low, self.difference.high))
+        interval = "" if math.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
         what = "points" if self.metric == "test_accuracy" else f"points of {METRICS[self.metric]}"
-        text = (
-            f"{self.says}: {mean:+.1f} [{low:+.1f}, {high:+.1f}] {what} over {self.difference.n} seeds, {self.verdict}"
-        )
+        seeds = "1 seed" if self.difference.n == 1 else f"{self.difference.n} seeds"
+        text = f"{self.says}: {mean:+.1f}{interval} {what} over {seeds}, {self.verdict}"
         if self.verdict != "not settled":
             return f"{text} (p = {self.p:.2g} after Holm's correction)"
         return text + (f"; {self.seeds} seeds would settle {100 * self.of_interest:g} points" if self.seeds else "")

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from harness import stats
+from tune_spaces import Claim
 
 
 def test_mean_interval():
@@ -86,3 +88,126 @@ def test_two_equal_runs_do_not_make_certainty():
     ranked = stats.ranking([record(1, 0, 0.8), record(1, 1, 0.8), record(2, 0, 0.7), record(2, 1, 0.75)])
     assert ranked[0].estimate.mean == 0.8
     assert math.isnan(ranked[0].estimate.low)
+
+
+def seeds(variant, values, gap=None):
+    """Finished trials of a variant, a test accuracy each."""
+    return [
+        record(0, seed, 0.5, variant=variant)
+        | {
+            "metrics": {
+                "test_accuracy": float(value),
+                "train_accuracy": float(value + (0 if gap is None else gap[seed])),
+            }
+        }
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_holm():
+    # 4 * 0.01, 3 * 0.02, 2 * 0.03 is less than that, 0.5
+    assert stats.holm([0.5, 0.01, 0.03, 0.02]) == pytest.approx([0.5, 0.04, 0.06, 0.06])
+    assert stats.holm([]) == []
+
+
+def test_a_finding_with_variance_pooled_over_all_variants():
+    """By hand: variances 1e-4 of three groups of three, so a difference has error 0.01 * sqrt(2/3) and t(0.975, 6)."""
+    records = [r for name, middle in (("a", 0.80), ("b", 0.83), ("c", 0.5)) for r in seeds(name, middle + SPREAD)]
+    (found,) = stats.findings([Claim("b beats a", "b", "a")], records)
+    half = 2.446912 * 0.01 * math.sqrt(2 / 3)
+    assert found.difference.mean == pytest.approx(0.03)
+    assert found.difference.high - found.difference.mean == pytest.approx(half, abs=1e-6)
+    assert found.p == pytest.approx(0.0104, abs=2e-4)  # t = 3.674, twice the tail of 6 degrees of freedom
+    assert found.verdict == "holds"
+    assert (
+        found.sentence == "b beats a: +3.0 [+1.0, +5.0] points over 3 seeds, holds (p = 0.01 after Holm's correction)"
+    )
+    (turned,) = stats.findings([Claim("a beats b", "a", "b")], records)
+    assert turned.verdict == "does not hold"
+
+
+SPREAD = np.array([-0.01, 0.0, 0.01])
+
+
+def test_variances_that_differ_are_not_pooled():
+    noisy = [*seeds("a", 0.5 + 20 * SPREAD), *seeds("b", 0.7 + SPREAD / 20), *seeds("c", 0.9 + SPREAD / 20)]
+    found = stats.findings([Claim("", "c", "b"), Claim("", "a", "b")], noisy)
+    assert [one.verdict for one in found] == ["holds", "not settled"]
+
+
+def test_equivalence_is_shown_not_assumed():
+    claim = Claim("as good", "b", "a", margin=0.005)
+    same = [*seeds("a", 0.8 + SPREAD / 20), *seeds("b", 0.8001 + SPREAD / 20)]
+    noisy = [*seeds("a", 0.8 + SPREAD), *seeds("b", 0.8001 + SPREAD)]
+    other = [*seeds("a", 0.8 + SPREAD / 20), *seeds("b", 0.83 + SPREAD / 20)]
+    assert [stats.findings([claim], r)[0].verdict for r in (same, noisy, other)] == [
+        "holds",
+        "not settled",
+        "does not hold",
+    ]
+
+
+def test_less_of_a_gap_is_better():
+    records = [*seeds("plain", 0.8 + SPREAD, 0.15 + SPREAD), *seeds("decay", 0.8 + SPREAD, 0.05 + SPREAD)]
+    (found,) = stats.findings([Claim("decay overfits less", "decay", "plain", "gap")], records)
+    assert found.difference.mean == pytest.approx(-0.1)
+    assert found.verdict == "holds"
+    assert "points of training minus test accuracy" in found.sentence
+
+
+def test_what_has_one_seed_or_none_is_not_settled():
+    claims = [Claim("b beats a", "b", "a"), Claim("c beats a", "c", "a")]
+    (found,) = stats.findings(claims, [*seeds("a", [0.8]), *seeds("b", [0.9])])
+    assert (found.verdict, found.seeds) == ("not settled", None)
+    assert "nan" not in found.sentence
+
+
+@pytest.mark.parametrize(("deviation", "seeds"), [(0.003, 7), (0.001, 3), (0.0, None), (1.0, None)])
+def test_seeds_that_would_settle(deviation, seeds):
+    """Against scipy's own power by simulation: see test_power."""
+    assert stats.needed_seeds(deviation, 0.005, 1) == seeds
+
+
+# The published report's table: twelve variants, seven claims; runs of one variant differ by 0.4 points or so.
+VARIANTS = [*"abcdefghijkl"]
+CLAIMS = [Claim("", *pair) for pair in ("ab", "ac", "ad", "ae", "fa", "gh", "hi")]
+NULL = [*CLAIMS[:6], Claim("", "h", "i", margin=0.005)]
+
+
+def share_of(claims, deviations, means, n, wanted, runs=1000):
+    """Of simulated ablations in which any of the claims gets a verdict of `wanted(claim, finding)`."""
+    generator, hits = np.random.default_rng(0), 0
+    for _ in range(runs):
+        records = [
+            r
+            for name, deviation in zip(VARIANTS, deviations, strict=True)
+            for r in seeds(name, generator.normal(means.get(name, 0.75), deviation, n))
+        ]
+        hits += any(wanted(one) for one in stats.findings(claims, records))
+    return hits / runs
+
+
+@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("deviations", [[0.004] * 12, list(np.linspace(0.002, 0.006, 12))])
+def test_true_nulls_are_rarely_called_real(n, deviations):
+    """All comparisons of one table together, in 1,000 ablations; the claim of equivalence is false by its margin."""
+    share = share_of(NULL, deviations, {"i": 0.755}, n, lambda one: one.verdict != "not settled")
+    assert share <= 0.05
+
+
+def test_power():
+    """A point more at five seeds: of the claims that hold, the share that is called so."""
+    from scipy.stats import nct, t
+
+    found = share_of(
+        CLAIMS,
+        [0.004] * 12,
+        {"b": 0.74},
+        5,
+        lambda one: (one.variant, one.verdict) == ("a", "holds") and one.than == "b",
+    )
+    alpha = 0.05 / 7  # Holm's first step, which the others' nulls leave it at
+    error, freedom = 0.004 * math.sqrt(2 / 5), 12 * 4
+    predicted = nct.sf(t.ppf(1 - alpha / 2, freedom), freedom, 0.01 / error)
+    assert found == pytest.approx(predicted, abs=0.04)
+    assert 0.8 < found < 0.95
