@@ -216,6 +216,11 @@ class Cluster:
         return node.all_processes["raylet"][0].process.pid
 
     def kill(self, node: Any) -> None:
+        """All of its processes at once, as when a machine goes away."""
+        raylet = psutil.Process(self.raylet(node))
+        for process in [raylet, *raylet.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         self.nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
 

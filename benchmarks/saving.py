@@ -45,7 +45,7 @@ def main(config: Saving) -> int:
         train(Job(arms["none"].model_copy(update={"epochs": 1}), config.data))  # warms up
         for pair in range(config.pairs):
             for name in order.sample(sorted(arms), 2):
-                saved = set()
+                saved: set[Path] = set()
                 own = Path(folder) / f"{pair}-{name}"
                 job = Job(arms[name], config.data, folder=own)
                 record = train(job, lambda _, own=own, saved=saved: saved.update(checkpoint.generations(own)))  # type: ignore[misc]

@@ -3,7 +3,8 @@
 Writes exported/<id>/: model.onnx (float32, normalised images [N, 3, H, W]), model_rewritten.onnx (the same in operators
 that onnxruntime computes fast), model_int8.onnx (in eight bits where accuracy allows it), each also as *_uint8.onnx
 (normalisation inside, uint8 [N, H, W, 3]), model.safetensors (PyTorch), reference.npy (PyTorch's logits of the test
-images in float64), checks/ (those of each file), manifest.json (digests, classes, normalisation, parity).
+images in float64), mistakes.npy (images that it is most confidently wrong about), checks/ (those of each file),
+manifest.json (digests, classes, normalisation, parity).
 On request also model_fp16.onnx and model.pt2 (AOTInductor). What is there and whole is left as it is.
 """
 
@@ -98,6 +99,9 @@ def export_winner(run: "RunDirectory", settings: Export, progress: "Progress") -
     manifest["reference"] = {"precision": "float64", "sha256": checkpoint.sha256(folder / "reference.npy")}
     manifest["torch_accuracy"] = float((reference.argmax(1) == labels).mean())
     manifest["confusion"] = parity.confusion(reference, labels).tolist()
+    confused = parity.confident_mistakes(reference, labels, data.classes)
+    checkpoint.write_array(folder / "mistakes.npy", pixels[[one["row"] for one in confused]])
+    manifest["mistakes"] = {"sha256": checkpoint.sha256(folder / "mistakes.npy"), "images": confused}
 
     weights = folder / "model.safetensors"
     checkpoint.write_atomically(weights, (run.trial_folder(record["id"]) / results.WEIGHTS).read_bytes())
@@ -184,6 +188,7 @@ def is_whole(folder, record, settings: Export) -> bool:
             and manifest["settings"] == settings.model_dump(mode="json")
             and all(checkpoint.is_whole(folder / name, entry["sha256"]) for name, entry in manifest["files"].items())
             and checkpoint.is_whole(folder / "reference.npy", manifest["reference"]["sha256"])
+            and checkpoint.is_whole(folder / "mistakes.npy", manifest["mistakes"]["sha256"])
             and not failed(manifest)
         )
     except (OSError, ValueError, KeyError):

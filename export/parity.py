@@ -1,7 +1,7 @@
 """Does an exported file answer like PyTorch? Every test image; exactly in float32, within a drop of accuracy else."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,3 +100,26 @@ def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     counts = np.zeros((logits.shape[1], logits.shape[1]), np.int64)
     np.add.at(counts, (labels, logits.argmax(1)), 1)
     return counts
+
+
+def confident_mistakes(
+    logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], count: int = 18
+) -> list[dict[str, Any]]:
+    """Of the images that are classified wrongly those with the highest probability of the wrong class, highest first.
+
+    Row in the part, true and predicted class by name, softmax probability.
+    """
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities = exponentials.max(1) / exponentials.sum(1)
+    predicted = logits.argmax(1)
+    wrong = np.flatnonzero(predicted != labels)
+    chosen = wrong[np.argsort(-probabilities[wrong], kind="stable")][:count]
+    return [
+        {
+            "row": int(row),
+            "label": classes[labels[row]],
+            "predicted": classes[predicted[row]],
+            "probability": float(probabilities[row]),
+        }
+        for row in chosen
+    ]

@@ -1,6 +1,9 @@
 """The report's figures, drawn with seaborn from tables: each takes data and returns a matplotlib Figure."""
 
+import io
+import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 
@@ -81,19 +84,145 @@ def ledger(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def effects(table: pd.DataFrame, reference: str) -> Figure:
-    """`table`: columns variant, mean, low, high (differences of accuracy in [0, 1], 95 %); shown in points."""
-    figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.38 * len(table)), layout="constrained")
+def findings(table: pd.DataFrame) -> Figure:
+    """`table`: columns claim, settled, metric, mean, low, high (fractions); one line a claim, the first on top."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.42 * len(table)), layout="constrained")
     positions = np.arange(len(table))[::-1]
-    means = 100 * table["mean"].to_numpy()
-    sns.scatterplot(x=means, y=positions, s=45, ax=axis, zorder=3)
-    known = np.isfinite(table["low"].to_numpy(dtype=float))
-    low, high = 100 * table["low"].to_numpy(dtype=float), 100 * table["high"].to_numpy(dtype=float)
-    axis.hlines(positions[known], low[known], high[known], linewidth=2)
+    colour = sns.color_palette("colorblind")[0]
+    for place, row in zip(positions, table.to_dict("records"), strict=True):
+        if np.isfinite(row["low"]):
+            axis.hlines(place, 100 * row["low"], 100 * row["high"], linewidth=2, color=colour)
+        face = colour if row["settled"] else "white"
+        axis.plot(100 * row["mean"], place, "o", markersize=8, markerfacecolor=face, markeredgecolor=colour, zorder=3)
     axis.axvline(0, color="0.4", linewidth=1)
-    axis.set_yticks(positions, table["variant"])
-    axis.set(xlabel=f"validation accuracy against {reference}, points (95 % interval)", ylabel="")
+    labels = [
+        textwrap.fill(c + (" [gap]" if m == "gap" else ""), 34)
+        for c, m in zip(table["claim"], table["metric"], strict=True)
+    ]
+    axis.set_yticks(positions, labels)
+    axis.set(xlabel="difference, points", ylabel="")
     axis.set_ylim(-0.6, len(table) - 0.4)
+    return figure
+
+
+def variants(table: pd.DataFrame, estimates: Mapping[str, Any], published: Mapping[str, float]) -> Figure:
+    """`table`: columns variant, value (fraction), a row a trial; `estimates`: mean, low, high by variant."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.36 * len(estimates)), layout="constrained")
+    places = {name: len(estimates) - 1 - i for i, name in enumerate(estimates)}
+    dots, means, crosses = sns.color_palette("colorblind")[7], sns.color_palette("colorblind")[0], "#b2182b"
+    axis.plot(100 * table["value"], table["variant"].map(places), "o", color=dots, markersize=4, label="a seed")
+    for name, one in estimates.items():
+        if np.isfinite(one.low):
+            axis.hlines(places[name], 100 * one.low, 100 * one.high, color=means, linewidth=2)
+        axis.plot(100 * one.mean, places[name], "|", color=means, markersize=14, markeredgewidth=2)
+    shown = {name: value for name, value in published.items() if name in places}
+    if shown:
+        values = [100 * value for value in shown.values()]
+        axis.plot(
+            values,
+            [places[name] for name in shown],
+            "x",
+            color=crosses,
+            markersize=8,
+            markeredgewidth=2,
+            label="published",
+        )
+    axis.set_yticks(list(places.values()), list(places))
+    axis.set(xlabel="test accuracy, %", ylabel="", ylim=(-0.6, len(places) - 0.4))
+    axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+    return figure
+
+
+def losses(histories: pd.DataFrame) -> Figure:
+    """Training and validation loss of two variants. `histories` as for validation_curves."""
+    long = histories.melt(["trial", "group", "epoch"], ["train_loss", "val_loss"], "part", "loss")
+    long["part"] = long["part"].map({"train_loss": "training", "val_loss": "validation"})
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
+    long["epoch"] = long["epoch"].round(2)  # half an epoch is no whole number of steps
+    sns.lineplot(long, x="epoch", y="loss", hue="group", style="part", errorbar=("pi", 100), ax=axis)
+    axis.set(xlabel="epoch", ylabel="loss (band: all seeds)")
+    _limit_loss(axis, long["loss"])
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1.02, 1), title=None, frameon=False)
+    return figure
+
+
+def accuracy_over_training(histories: pd.DataFrame, published: float) -> Figure:
+    """Validation accuracy of a variant's trials, with the published accuracy as a line."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.0), layout="constrained")
+    rows = histories.assign(percent=100 * histories["val_accuracy"])
+    sns.lineplot(
+        rows,
+        x="epoch",
+        y="percent",
+        units="trial",
+        estimator=None,
+        hue="trial",
+        legend=False,
+        palette="colorblind",
+        ax=axis,
+    )
+    axis.axhline(100 * published, color="0.3", linestyle="--", linewidth=1)
+    axis.annotate(
+        f"published {published:g}", (axis.get_xlim()[1], 100 * published), ha="right", va="bottom", fontsize=9
+    )
+    axis.set(xlabel="epoch", ylabel="validation accuracy, %")
+    return figure
+
+
+def train_against_test(table: pd.DataFrame, order: Sequence[str]) -> Figure:
+    """`table`: columns variant, part (train, test), accuracy (fraction); a row a trial and part."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.0), layout="constrained")
+    rows = table.assign(percent=100 * table["accuracy"], part=table["part"].map({"train": "training", "test": "test"}))
+    sns.pointplot(
+        rows,
+        x="variant",
+        y="percent",
+        hue="part",
+        order=order,
+        errorbar=("pi", 100),
+        linestyle="none",
+        dodge=0.2,
+        ax=axis,
+    )
+    sns.stripplot(rows, x="variant", y="percent", hue="part", order=order, dodge=True, alpha=0.6, legend=False, ax=axis)
+    axis.set(xlabel="", ylabel="accuracy, %")
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1.02, 1), title=None, frameon=False)
+    return figure
+
+
+def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
+    """`counts`: test images by [true class][predicted class]; as shares of each true class, the classes' own order."""
+    shares = 100 * np.asarray(counts) / np.maximum(1, np.asarray(counts).sum(1, keepdims=True))
+    few = len(classes) <= 20
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.8 * WIDTH), layout="constrained")
+    sns.heatmap(
+        shares,
+        annot=few,
+        fmt=".0f",
+        cmap="Blues",
+        vmin=0,
+        square=True,
+        cbar_kws={"label": "% of the true class"},
+        xticklabels=list(classes) if few else "auto",
+        yticklabels=list(classes) if few else "auto",
+        ax=axis,
+    )
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.tick_params(axis="x", rotation=45)
+    axis.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def mistakes(images: np.ndarray, described: Sequence[Mapping[str, Any]]) -> Figure:
+    """`images` uint8 [N, H, W, 3]; `described`: label, predicted, probability of each."""
+    columns = min(6, len(images))
+    lines = -(-len(images) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(WIDTH, 1.75 * lines), layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, one in zip(axes.flat, images, described, strict=False):
+        axis.imshow(image, interpolation="nearest")
+        axis.set_title(f"{one['predicted']} {100 * one['probability']:.0f} %\nis {one['label']}", fontsize=8)
     return figure
 
 
@@ -237,3 +366,41 @@ def accuracy_by_class(confusion: Sequence[Sequence[int]], classes: Sequence[str]
     axis.axvline(100 * counts.trace() / counts.sum(), color="0.3", linewidth=1, linestyle="--")
     axis.set(xlabel="test accuracy, % (dashed: all classes)", ylabel="", xlim=(0, 100))
     return figure
+
+
+def filters(weights: np.ndarray, name: str) -> Figure:
+    """`weights` [K, C, R, R]: in colour where C is 3, each stretched to its own range; else the mean over C."""
+    images = weights.transpose(0, 2, 3, 1) if weights.shape[1] == 3 else weights.mean(1)
+    low, high = (f(images.reshape(len(images), -1), 1).reshape(-1, *[1] * (images.ndim - 1)) for f in (np.min, np.max))
+    return _tiles((images - low) / np.maximum(high - low, 1e-12), f"{len(images)} filters of {name}", cmap="gray")
+
+
+def activations(image: np.ndarray, answers: np.ndarray, name: str) -> Figure:
+    """`image` uint8 [H, W, 3] and what a convolution answers to it, [K, H', W']: negative blue, positive red."""
+    reach = float(np.quantile(np.abs(answers), 0.99)) or 1.0
+    title = f"The image, and {len(answers)} channels of {name} ({answers.shape[1]}x{answers.shape[2]})"
+    return _tiles([image, *answers], title, cmap="RdBu_r", vmin=-reach, vmax=reach)
+
+
+def _tiles(images: Sequence[np.ndarray], title: str, **shown: Any) -> Figure:
+    columns = 8 if len(images) > 12 else 4
+    lines = -(-len(images) // columns)
+    side = WIDTH / columns
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(WIDTH, side * lines + 0.4), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image in zip(axes.flat, images, strict=False):
+        axis.imshow(image, interpolation="nearest", **({} if image.ndim == 3 else shown))
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file; it is empty afterwards."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    figure.clear()
+    plt.close(figure)
+    return buffer.getvalue()

@@ -14,7 +14,7 @@ from typing import Any
 from harness import cli, plugins, results
 from harness.config import Trial, Tune
 from harness.errors import BadInput
-from tune_spaces import Choice, Integer, Space
+from tune_spaces import Choice, Claim, Integer, Space
 
 CONFIRM_SEEDS_FROM = 1_000_000  # search seeds stay below: confirmation never repeats a draw of the search
 
@@ -68,6 +68,14 @@ class Resolved:
     @property
     def variants(self) -> list[str]:
         return self.config.search.variants or list(self.space.variants)
+
+    @property
+    def claims(self) -> list[Claim]:
+        """Those of the space about these variants; where it makes none, that each differs from the first."""
+        chosen = self.variants
+        if self.space.claims:
+            return [c for c in self.space.claims if {c.variant, c.than} <= set(chosen)]
+        return [Claim(f"{name} against {chosen[0]}", name, chosen[0]) for name in chosen[1:]]
 
 
 def resolve(values: Mapping[str, Any]) -> Resolved:

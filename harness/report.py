@@ -5,15 +5,15 @@ torch.
 """
 
 import base64
-import io
+import itertools
 import math
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness import cli, results, stats
+from harness import cli, report_figures, results, stats
 from harness.config import ReportConfig
-from harness.ledger import KINDS
+from tune_spaces import Claim
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +39,7 @@ def write_report(run: results.RunDirectory, progress: "Progress") -> None:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from harness import checkpoint
+    from harness.figures import png
 
     progress.status("drawing the report")
     recorded = run.configuration()
@@ -50,15 +51,23 @@ def write_report(run: results.RunDirectory, progress: "Progress") -> None:
     winner = stats.winning_trial(ranked[0], metric)["id"] if ranked else None
     manifests.sort(key=lambda m: m["id"] != winner)
     summary, rounds = _table(run, "inference_summary.csv", winner), _table(run, "inference.csv", winner)
-    effects = _effects(recorded, records)
+    findings, variants = _findings(recorded, records), _variants(recorded, records)
 
+    verdict = _verdict(run, winner)
+    shown = [
+        report_figures.of_trials(run, recorded, records),
+        report_figures.of_ablation(run, recorded, records, findings, variants),
+    ]
+    if manifests:
+        shown.append(report_figures.of_export(run, manifests[0]))
+    if summary is not None and rounds is not None:
+        profiled = _table(run, "inference_operators.csv", winner)
+        shown.append(report_figures.of_inference(summary, rounds, verdict, profiled))
     figures: dict[str, tuple[str, str]] = {}  # name -> (caption, PNG as base64)
-    for name, caption, figure in _figures(run, recorded, records, effects, manifests, summary, rounds):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=130)
-        checkpoint.write_atomically(run.path / "report" / "figures" / f"{name}.png", buffer.getvalue())
-        figures[name] = (caption, base64.b64encode(buffer.getvalue()).decode())
-        figure.clear()
+    for name, caption, figure in itertools.chain(*shown):
+        picture = png(figure)
+        checkpoint.write_atomically(run.path / "report" / "figures" / f"{name}.png", picture)
+        figures[name] = (caption, base64.b64encode(picture).decode())
 
     environment = Environment(
         loader=PackageLoader("harness", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -71,10 +80,11 @@ def write_report(run: results.RunDirectory, progress: "Progress") -> None:
         sentence=_sentence(ranked, metric),
         ranked=[(one, _test(one)) for one in ranked],
         records=sorted(records, key=lambda r: (r["stage"] != "search", SHOWN_STATUS.index(r["status"]), r["index"])),
-        effects=effects,
+        findings=findings,
+        variants=variants,
         manifests=manifests,
         summary=[] if summary is None else summary.to_dict("records"),
-        verdict=_verdict(run, winner),
+        verdict=verdict,
         figures=figures,
         configurations={r["id"]: " ".join(f"{k}={_number(v)}" for k, v in r["parameters"].items()) for r in records},
         environment=results.flatten(recorded["environment"]),
@@ -82,125 +92,35 @@ def write_report(run: results.RunDirectory, progress: "Progress") -> None:
     checkpoint.write_atomically(run.path / "report" / "index.html", page)
 
 
-def _figures(run, recorded, records, effects, manifests, summary, rounds):
-    """(file name, caption, figure) of all that the run has data for."""
-    import pandas as pd
-
-    from harness import figures
-
-    searched = [r for r in records if r["stage"] == "search"]
-    histories = _histories(run, searched)
-    if histories is not None:
-        yield (
-            "validation_curves",
-            "Validation accuracy and loss of each trial of the search.",
-            figures.validation_curves(histories),
-        )
-    booked = [
-        {"trial": r["id"], "kind": kind, "seconds": r["timing"].get("ledger", {}).get(kind, 0.0)}
-        for kind in KINDS
-        for r in records
-        if any(kind in other["timing"].get("ledger", {}) for other in records)
-    ]
-    if booked:
-        caption = "Where the time of each trial went: " + "; ".join(
-            f"{kind}: {meaning}" for kind, meaning in KINDS.items() if any(row["kind"] == kind for row in booked)
-        )
-        yield "ledger", f"{caption}.", figures.ledger(pd.DataFrame(booked))
-    if effects is not None:
-        reference = next(iter(recorded["variants"]))
-        caption = f"What each variant changes, against {reference}, paired by seed where seeds are shared."
-        yield "effects", caption, figures.effects(effects, reference)
-    parameters = list(recorded["parameters"])
-    rows = [r for r in searched if "val_accuracy" in r["metrics"] and r["status"] in ("finished", "stopped")]
-    if parameters and len(rows) > 1:
-        table = pd.DataFrame(
-            [
-                {name: r["parameters"].get(name, _base(r, name)) for name in parameters}
-                | {"val_accuracy": r["metrics"]["val_accuracy"]}
-                for r in rows
-            ]
-        )
-        caption = (
-            "Hyperparameters of each sample against its validation accuracy; stopped trials where they were stopped."
-        )
-        yield "parallel_parameters", caption, figures.parallel_parameters(table, "val_accuracy")
-    if summary is not None and rounds is not None and manifests:
-        verdict = _verdict(run, manifests[0]["id"])
-        measured = summary.dropna(subset=["batch_size"])
-        largest = int(max(measured["batch_size"]))
-        asked, least = verdict["batch_size"] if verdict else largest, int(min(measured["batch_size"]))
-        yield (
-            "accuracy_throughput",
-            f"Accuracy on the test images against throughput in batches of {asked}, host arrays in and out. On the "
-            "line is what nothing else surpasses in both.",
-            figures.accuracy_against(measured, "images_per_second", asked),
-        )
-        yield (
-            "accuracy_latency",
-            f"Accuracy against latency in batches of {least}: the median call.",
-            figures.accuracy_against(measured, "latency_ms", least),
-        )
-        profiled = _table(run, "inference_operators.csv", manifests[0]["id"])
-        if profiled is not None:
-            of_size = measured[measured["batch_size"] == profiled["batch_size"].iloc[0]]
-            yield (
-                "operators",
-                "Where a call's time goes: measured milliseconds, divided as each runtime's own profile has it. What "
-                "compiled code fuses counts as other.",
-                figures.operators(profiled, dict(zip(of_size["backend"], of_size["latency_ms"], strict=True))),
-            )
-        yield (
-            "latency",
-            "Latency by batch size: median of the rounds, band over all of them.",
-            figures.latency_by_batch_size(rounds),
-        )
-    if manifests:
-        yield (
-            "accuracy_by_class",
-            f"Test accuracy by class of the exported trial {manifests[0]['id']}.",
-            figures.accuracy_by_class(manifests[0]["confusion"], manifests[0]["classes"]),
-        )
+def _findings(recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> list[stats.Finding]:
+    """What became of the claims of an ablation."""
+    return stats.findings([Claim(**claim) for claim in recorded.get("claims", [])], records)
 
 
-def _histories(run: results.RunDirectory, records: list[dict[str, Any]]) -> "pd.DataFrame | None":
-    import pandas as pd
-
-    tables = []
-    for record in sorted(records, key=lambda r: r["index"]):
-        if (run.trial_folder(record["id"]) / results.HISTORY).is_file():
-            history = run.history(record["id"])
-            tables.append(history.assign(trial=record["id"], group=stats.configuration_name(record)))
-    tables = [table for table in tables if len(table)]
-    return pd.concat(tables, ignore_index=True) if tables else None
-
-
-def _effects(recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> "pd.DataFrame | None":
-    """Differences of each variant's validation accuracy from the first one's, with intervals; None without that one."""
-    import pandas as pd
-
-    values: dict[str, dict[int, float]] = {}
-    for record in records:
-        if record["status"] == "finished" and record["variant"]:
-            values.setdefault(record["variant"], {})[record["seed"]] = record["metrics"]["val_accuracy"]
-    names = [name for name in recorded["variants"] if name in values]
-    if len(names) < 2 or names[0] != next(iter(recorded["variants"])):
-        return None
+def _variants(recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each variant of an ablation, in its order: test accuracy over seeds, what is published, cost."""
     rows = []
-    for name in names[1:]:
-        difference = stats.difference_interval(values[name], values[names[0]])
-        rows.append({"variant": name, **vars(difference)})
-    return pd.DataFrame(rows)
-
-
-def _base(record: Mapping[str, Any], name: str) -> Any:
-    """The value that sample 0 has of a parameter: its configuration's; options left alone are the network's own."""
-    value: Any = record["config"]
-    for part in name.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return "default"
-        value = value[part]
-    return value
+    groups = {
+        name: [r for r in records if r["variant"] == name and report_figures.is_tested(r)]
+        for name in recorded["variants"]
+    }
+    accuracies = {name: [r["metrics"]["test_accuracy"] for r in group] for name, group in groups.items() if group}
+    spread = stats.Spread.of(accuracies)
+    for name, values in accuracies.items():
+        group = groups[name]
+        rows.append(
+            {
+                "variant": name,
+                "published": recorded.get("published", {}).get(name),
+                "test": spread.interval(name, values),
+                "values": values,
+                "gap": sum(stats.value_of(r, "gap") for r in group) / len(group),
+                "epochs": sum(r["metrics"]["epochs"] for r in group) / len(group),
+                "seconds": sum(r["timing"]["wall_seconds"] for r in group) / len(group),
+                "parameters": group[0]["metrics"]["parameters"],
+            }
+        )
+    return rows
 
 
 def _table(run: results.RunDirectory, name: str, winner: str | None) -> "pd.DataFrame | None":

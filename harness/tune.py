@@ -283,6 +283,10 @@ def run_json(resolved: plan.Resolved, data: "Dataset") -> dict[str, Any]:
         "pinned": dict(resolved.pinned),
         "parameters": {key: str(domain) for key, domain in resolved.space.parameters.items()},
         "variants": {name: dict(resolved.space.variants[name]) for name in resolved.variants},
+        "claims": [vars(claim) for claim in resolved.claims],
+        "published": {
+            name: resolved.space.published[name] for name in resolved.variants if name in resolved.space.published
+        },
         "data": description,
     }
 

@@ -7,7 +7,7 @@ the lowest of them. `final_flip` instead keeps the weights of its best validatio
 `search.variants=[baseline,model1] search.seeds=1`.
 """
 
-from tune_spaces import Space
+from tune_spaces import Claim, Space
 
 MODEL1 = {"architecture": "model1"}
 FINAL = {"architecture": "final", "optimizer.name": "adam", "optimizer.lr": 5e-4}
@@ -44,5 +44,24 @@ SPACE = Space(
             "optimizer.name": "adam",
             "optimizer.lr": 5e-4,
         },
+    },
+    claims=[
+        Claim("batch norm helps (model1)", "model1", "model1_no_batchnorm"),
+        Claim("dropout 0.1 after convolutions barely helps (model1)", "model1", "model1_no_dropout", margin=0.005),
+        Claim("SGD at 5e-2 instead of Adam at 5e-3 (model1)", "model1", "model1_adam"),
+        Claim("3x3 instead of 5x5 kernels (model1)", "model1", "model1_5x5"),
+        Claim("Mish instead of ReLU (final)", "final", "final_relu"),
+        Claim("model2 as a whole instead of model1 as a whole", "model2", "model1"),
+        Claim("weight decay 5e-4 reduces overfitting (final)", "final_weight_decay", "final", metric="gap"),
+    ],
+    published={
+        "baseline": 0.7184,
+        "model1": 0.755,
+        "model1_5x5": 0.748,
+        "model1_adam": 0.7446,
+        "model2": 0.7587,
+        "final": 0.80,
+        "final_flip": 0.80,
+        "transfer": 0.898,
     },
 )

@@ -1,0 +1,203 @@
+"""Which figures a run has data for, with their captions."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from harness import results, stats
+from harness.ledger import KINDS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+Shown = Iterator[tuple[str, str, "Figure"]]  # file name, caption, figure
+
+
+def of_trials(run: results.RunDirectory, recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> Shown:
+    """Curves, where the time went, and what was searched."""
+    import pandas as pd
+
+    from harness import figures
+
+    searched = [r for r in records if r["stage"] == "search"]
+    histories = histories_of(run, searched)
+    if histories is not None:
+        yield (
+            "validation_curves",
+            "Validation accuracy and loss of each trial of the search.",
+            figures.validation_curves(histories),
+        )
+    booked = [
+        {"trial": r["id"], "kind": kind, "seconds": r["timing"].get("ledger", {}).get(kind, 0.0)}
+        for kind in KINDS
+        for r in records
+        if any(kind in other["timing"].get("ledger", {}) for other in records)
+    ]
+    if booked:
+        caption = "Where the time of each trial went: " + "; ".join(
+            f"{kind}: {meaning}" for kind, meaning in KINDS.items() if any(row["kind"] == kind for row in booked)
+        )
+        yield "ledger", f"{caption}.", figures.ledger(pd.DataFrame(booked))
+    parameters = list(recorded["parameters"])
+    rows = [r for r in searched if "val_accuracy" in r["metrics"] and r["status"] in ("finished", "stopped")]
+    if parameters and len(rows) > 1:
+        table = pd.DataFrame(
+            [
+                {name: r["parameters"].get(name, _base(r, name)) for name in parameters}
+                | {"val_accuracy": r["metrics"]["val_accuracy"]}
+                for r in rows
+            ]
+        )
+        caption = (
+            "Hyperparameters of each sample against its validation accuracy; stopped trials where they were stopped."
+        )
+        yield "parallel_parameters", caption, figures.parallel_parameters(table, "val_accuracy")
+
+
+def of_ablation(
+    run: results.RunDirectory,
+    recorded: Mapping[str, Any],
+    records: list[dict[str, Any]],
+    findings: list[stats.Finding],
+    variants: list[dict[str, Any]],
+) -> Shown:
+    """What became of the claims, and the curves behind them."""
+    import pandas as pd
+
+    from harness import figures
+
+    histories = histories_of(run, [r for r in records if r["stage"] == "search" and r["variant"]])
+    if findings:
+        caption = (
+            "Difference in points of each claim with its 95 % interval; filled where settled after Holm's correction."
+        )
+        yield "effects", caption, figures.findings(pd.DataFrame([_plain(one) for one in findings]))
+    if variants:
+        table = pd.DataFrame([{"variant": v["variant"], "value": x} for v in variants for x in v["values"]])
+        yield (
+            "variants",
+            "Test accuracy of each variant: its seeds, their mean with its 95 % interval, what was published (cross).",
+            figures.variants(table, {v["variant"]: v["test"] for v in variants}, recorded.get("published", {})),
+        )
+    if histories is not None:
+        for number, one in enumerate(findings):
+            pair = histories[histories["group"].isin([one.variant, one.than])]
+            yield (
+                f"claim_{number + 1}_losses",
+                f"{one.says}: training and validation loss of {one.variant} and {one.than}, mean over seeds.",
+                figures.losses(pair),
+            )
+        for name, published in recorded.get("published", {}).items():
+            own = histories[histories["group"] == name]
+            if len(own):
+                caption = (
+                    f"Validation accuracy of {name} over training, each seed; published test accuracy {published:g}."
+                )
+                yield f"accuracy_{name}", caption, figures.accuracy_over_training(own, published)
+    if gaps := [one for one in findings if one.metric == "gap"]:
+        names = list(dict.fromkeys(name for one in gaps for name in (one.than, one.variant)))
+        rows = [
+            {"variant": r["variant"], "part": part, "accuracy": r["metrics"][f"{part}_accuracy"]}
+            for r in records
+            if r["variant"] in names and is_tested(r)
+            for part in ("train", "test")
+        ]
+        yield (
+            "gap",
+            "Accuracy on training images (the last half epoch, as they were trained on) and on test images, by seed.",
+            figures.train_against_test(pd.DataFrame(rows), names),
+        )
+
+
+def of_export(run: results.RunDirectory, manifest: Mapping[str, Any]) -> Shown:
+    """What the exported network is right and wrong about."""
+    import numpy as np
+
+    from harness import checkpoint, figures
+
+    yield (
+        "accuracy_by_class",
+        f"Test accuracy by class of the exported trial {manifest['id']}.",
+        figures.accuracy_by_class(manifest["confusion"], manifest["classes"]),
+    )
+    yield (
+        "confusion",
+        f"Test images of each class by what {manifest['id']} takes them for.",
+        figures.confusion(manifest["confusion"], manifest["classes"]),
+    )
+    images = run.exported_folder(manifest["id"]) / "mistakes.npy"
+    wrong = manifest.get("mistakes", {"images": []})
+    if wrong["images"] and checkpoint.is_whole(images, wrong["sha256"]):
+        caption = "Test images that it is most confidently wrong about: predicted class, its probability, true class."
+        yield "mistakes", caption, figures.mistakes(np.load(images), wrong["images"])
+
+
+def of_inference(
+    summary: "pd.DataFrame",
+    rounds: "pd.DataFrame",
+    verdict: Mapping[str, Any] | None,
+    profiled: "pd.DataFrame | None",
+) -> Shown:
+    """Accuracy against what an answer costs; `profiled`: rows of inference_operators.csv."""
+    from harness import figures
+
+    measured = summary.dropna(subset=["batch_size"])
+    largest = int(max(measured["batch_size"]))
+    asked, least = verdict["batch_size"] if verdict else largest, int(min(measured["batch_size"]))
+    yield (
+        "accuracy_throughput",
+        f"Accuracy on the test images against throughput in batches of {asked}, host arrays in and out. On the "
+        "line is what nothing else surpasses in both.",
+        figures.accuracy_against(measured, "images_per_second", asked),
+    )
+    yield (
+        "accuracy_latency",
+        f"Accuracy against latency in batches of {least}: the median call.",
+        figures.accuracy_against(measured, "latency_ms", least),
+    )
+    if profiled is not None:
+        of_size = measured[measured["batch_size"] == profiled["batch_size"].iloc[0]]
+        yield (
+            "operators",
+            "Where a call's time goes: measured milliseconds, divided as each runtime's own profile has it. What "
+            "compiled code fuses counts as other.",
+            figures.operators(profiled, dict(zip(of_size["backend"], of_size["latency_ms"], strict=True))),
+        )
+    yield (
+        "latency",
+        "Latency by batch size: median of the rounds, band over all of them.",
+        figures.latency_by_batch_size(rounds),
+    )
+
+
+def histories_of(run: results.RunDirectory, records: list[dict[str, Any]]) -> "pd.DataFrame | None":
+    import pandas as pd
+
+    tables = []
+    for record in sorted(records, key=lambda r: r["index"]):
+        if (run.trial_folder(record["id"]) / results.HISTORY).is_file():
+            history = run.history(record["id"])
+            tables.append(history.assign(trial=record["id"], group=stats.configuration_name(record)))
+    tables = [table for table in tables if len(table)]
+    return pd.concat(tables, ignore_index=True) if tables else None
+
+
+def _plain(finding: stats.Finding) -> dict[str, Any]:
+    """For a table."""
+    interval = {name: getattr(finding.difference, name) for name in ("mean", "low", "high")}
+    return {"claim": finding.says, "settled": finding.verdict != "not settled", "metric": finding.metric, **interval}
+
+
+def is_tested(record: Mapping[str, Any]) -> bool:
+    return record["status"] == "finished" and "test_accuracy" in record["metrics"]
+
+
+def _base(record: Mapping[str, Any], name: str) -> Any:
+    """The value that sample 0 has of a parameter: its configuration's; options left alone are the network's own."""
+    value: Any = record["config"]
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return "default"
+        value = value[part]
+    return value
