@@ -5,6 +5,7 @@ random draws come in from outside, so that a step has no random state of its own
 """
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness import kernels
+from harness import execution, kernels
 from harness.config import Normalization, Schedule, Trial
 from harness.execution import Plan
 
@@ -188,6 +189,14 @@ def prepare(network: nn.Module, plan: Plan, device: torch.device) -> tuple[nn.Mo
     # Every shape is compiled for itself: otherwise the code would depend on which shapes came before.
     _compiled[key] = network, torch.compile(network, mode=mode, dynamic=False)
     return _compiled[key]
+
+
+def forget_compiled() -> None:
+    """Empty this process's and this node's caches of compiled code."""
+    _compiled.clear()
+    torch._dynamo.reset()
+    shutil.rmtree(execution.compiled_folder(), ignore_errors=True)
+    execution.compiled_folder()  # is there again
 
 
 def _structure(network: nn.Module) -> tuple[Any, ...]:

@@ -27,7 +27,16 @@ from harness.config import Data, Normalization, Trial
 from harness.execution import Plan
 from harness.ledger import Ledger
 from harness.saver import Saver
-from harness.step import Draws, Normalizer, Part, autocast, learning_rate_factor, make_step, to_device
+from harness.step import (
+    Draws,
+    Normalizer,
+    Part,
+    autocast,
+    forget_compiled,
+    learning_rate_factor,
+    make_step,
+    to_device,
+)
 
 EVALUATION_BATCH = 500
 
@@ -114,11 +123,17 @@ def training(job: Job, ledger: Ledger | None = None) -> Generator[tuple[Row, Rec
         "environment": {},
     }
     try:
-        for row in _train(job, record, history, ledger):
-            ledger.enter("idle")
-            record["timing"] |= ledger.timing()
-            yield row, record
-            ledger.enter("train")
+        try:
+            yield from _yielding(job, record, history, ledger)
+        except Exception as error:
+            if ledger.kind != "compile" or is_out_of_memory(error):
+                raise
+            # What another process left in the cache of compiled code may be torn: once more, without it.
+            forget_compiled()
+            history.clear()
+            record["metrics"] = {}
+            yield from _yielding(job, record, history, ledger)
+            record["environment"]["compiled_anew"] = _last_line(error)
     except Diverged as error:
         record["status"], record["error"] = "diverged", str(error)
     except Exception as error:
@@ -134,6 +149,15 @@ def training(job: Job, ledger: Ledger | None = None) -> Generator[tuple[Row, Rec
         if record["status"] in ("finished", "diverged"):
             checkpoint.remove_generations(job.folder)
     return record
+
+
+def _yielding(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iterator[tuple[Row, Record]]:
+    """What `training` yields, the time until the driver comes back booked as idle."""
+    for row in _train(job, record, history, ledger):
+        ledger.enter("idle")
+        record["timing"] |= ledger.timing()
+        yield row, record
+        ledger.enter("train")
 
 
 def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iterator[Row]:

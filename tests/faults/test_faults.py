@@ -1,6 +1,19 @@
 """What goes wrong with machines, injected for real: each test is a fault, and asserts what a user then sees.
 
-Kills of whole sweeps at random moments are in benchmarks/kills.py; some of them run here.
+    python -m pytest tests/faults                          a fast sample, part of the default tests
+    python -m pytest tests/faults -m 'slow or not slow'    all of it
+
+Kills of whole sweeps at random moments are in benchmarks/kills.py, some of them run here; an hour of them is
+benchmarks/soak.py. Of what can happen, this is not here:
+
+- memory of a GPU that is full: on a machine without one the exception is raised where PyTorch raises it; whether the
+  memory is free for the next trial is seen to by giving the next attempt a fresh process, on any device;
+- a loss that jumps and comes back: no fault; finite losses go on, `trial.gradient_clip` is the user's remedy, and the
+  same seed jumps in the same place;
+- a sweep of 10,000 trials: takes hours; that the driver's share does not grow with their number is what handing out
+  trials one by one is for;
+- a clock that is set back while a command runs: durations are monotonic, and no decision reads the wall clock;
+- Ray's own state torn (tuner.pkl, experiment state): is never read.
 """
 
 import contextlib
@@ -579,6 +592,46 @@ def test_the_run_directory_is_moved_away(left_alone, tmp_path):
         (tmp_path / "away").rename(sweep.run.path)
         sweep.start()
         ends_equal(sweep, left_alone)
+
+
+COMPILED = """
+import sys
+from pathlib import Path
+import torch
+from harness import execution
+from harness.config import Data, Trial
+from harness.trial import Job, train
+execution.prepare_process()
+torch.set_num_threads(1)
+options = {"widths": [8], "hidden": [8]}
+trial = Trial(architecture="baseline", options=options, epochs=1, batch_size=16, compile="default")
+record = train(Job(trial, Data(name="digits", limit=20), folder=Path(sys.argv[1])))
+print(record["status"], record.get("weights_sha256"), record.get("error"))
+print("compiled anew" if "compiled_anew" in record["environment"] else "")
+"""
+
+
+@pytest.mark.slow
+def test_compiled_code_that_is_torn(tmp_path):
+    """Eight processes compile the same network at once; then every file of the cache is garbage."""
+
+    def compiling(number: int) -> subprocess.Popen:
+        own = {"HARNESS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(TOP)}
+        words = [sys.executable, "-W", "ignore", "-c", COMPILED, str(tmp_path / str(number))]
+        return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, **own})
+
+    processes = [compiling(number) for number in range(8)]
+    said = {process.communicate(timeout=300)[0] for process in processes}
+    assert len(said) == 1
+    assert next(iter(said)).startswith("finished")
+    draw, torn = random.Random(0), 0
+    for file in (tmp_path / "cache" / "compiled").rglob("*"):
+        if file.is_file() and file.stat().st_size and file.suffix not in (".lock", ".done"):
+            tear(file, "truncated", draw)
+            torn += 1
+    assert torn > 3
+    again, _ = compiling(8).communicate(timeout=300)
+    assert again == next(iter(said)).replace("\n\n", "\ncompiled anew\n")
 
 
 # --------------------------------------------------------------------------------------------------- later stages
