@@ -12,9 +12,15 @@ import torch
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 
+# torchvision's ResNet.forward, part by part.
+ORDER = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool")
+
 
 class Transfer(nn.Module):
-    """`network` behind an enlargement to `resize` pixels, with the named children frozen."""
+    """`network` behind an enlargement to `resize` pixels, with the named children frozen.
+
+    `frozen_prefix`: the children before the first one that is trained, whose answer never changes.
+    """
 
     def __init__(self, network: nn.Module, resize: int, frozen: Sequence[str]):
         super().__init__()
@@ -26,6 +32,10 @@ class Transfer(nn.Module):
                 raise ValueError(f"frozen={name}: no such part; choose from {', '.join(children)}")
             children[name].requires_grad_(False)
         self.frozen = tuple(frozen)
+        trained = [n for n in ORDER if n not in frozen and any(True for _ in children[n].parameters())]
+        self.frozen_prefix = ORDER[: ORDER.index(trained[0])] if trained else ORDER
+        if not any(name in frozen for name in self.frozen_prefix):
+            self.frozen_prefix = ()
 
     def train(self, mode: bool = True) -> "Transfer":
         super().train(mode)
@@ -33,11 +43,23 @@ class Transfer(nn.Module):
             self.network.get_submodule(name).eval()
         return self
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What `frozen_prefix` answers to images [N, 3, H, W]."""
         if self.resize:
             size = (self.resize, self.resize)
             images = nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
-        return self.network(images)
+        for name in self.frozen_prefix:
+            images = self.network.get_submodule(name)(images)
+        return images
+
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits [N, classes] of what `features` answers."""
+        for name in ORDER[len(self.frozen_prefix) :]:
+            features = self.network.get_submodule(name)(features)
+        return self.network.get_submodule("fc")(features.flatten(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images))
 
 
 def build(
@@ -49,8 +71,8 @@ def build(
 ) -> nn.Module:
     """[N, 3, H, W] of any size -> logits [N, num_classes].
 
-    `weights`: none, imagenet, or the path of a ResNet-18 state dict (.safetensors, or .pt read as weights only); its
-    head is left out. `resize`: side in pixels inside the network, 0 for as it is.
+    `weights`: none, imagenet, or the path of a ResNet-18 state dict (.safetensors, as trials of this network leave it,
+    or .pt read as weights only); its head is left out. `resize`: side in pixels inside the network, 0 for as it is.
     """
     network = resnet18()
     if weights == "imagenet":
@@ -75,6 +97,7 @@ def load_body(network: nn.Module, path: Path) -> None:
         state = load_file(path)
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    state = {name.removeprefix("network."): tensor for name, tensor in state.items()}  # of a trial of this harness
     own = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("fc.")}
     for name, tensor in own.items():
         found = state.get(name)

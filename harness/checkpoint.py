@@ -41,18 +41,21 @@ def take(folder: Path) -> None:
 
 
 def leave(folder: Path) -> None:
-    """Nothing more is to be written."""
+    """Nothing more is to be written by this process."""
+    if folder in _taken and _is_ours(folder):
+        (folder / ATTEMPT).unlink(missing_ok=True)
     _taken.pop(folder, None)
-    (folder / ATTEMPT).unlink(missing_ok=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return (folder / ATTEMPT).read_text() == _taken[folder]
+    return False
 
 
 def _check_taken(folder: Path) -> None:
-    if folder in _taken:
-        found = None
-        with contextlib.suppress(OSError):
-            found = (folder / ATTEMPT).read_text()
-        if found != _taken[folder]:
-            raise Superseded(f"{folder}: another process has taken it")
+    if folder in _taken and not _is_ours(folder):
+        raise Superseded(f"{folder}: another process has taken it")
 
 
 @contextlib.contextmanager

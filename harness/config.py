@@ -101,6 +101,9 @@ class Trial(Strict):
         None, ge=2, description="stop when the oldest of that many last validation losses is the lowest of them"
     )
     keep: Literal["best", "last"] = Field("best", description="weights kept: of the best validation accuracy, or last")
+    cache_features: bool = Field(
+        True, description="what a frozen part answers is computed once, where no augmentation changes the images"
+    )
     checkpoint_seconds: float | None = Field(
         30.0,
         ge=0,
@@ -114,6 +117,7 @@ class Data(Strict):
     root: Path | None = Field(None, description="folder of the files; cifar10 is downloaded there if absent")
     size: int | None = Field(None, ge=1, le=4096, description="images: resize to that side in pixels")
     limit: int | None = Field(None, ge=2, description="only the first n training images of each class")
+    classes: list[str] | None = Field(None, min_length=2, description="only these, in this order; default all")
     validation: Fraction = Field(0.1, gt=0, description="fraction of each class's training images held out")
     split_seed: int = Field(0, ge=0, description="of the drawing of the validation images")
 

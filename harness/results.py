@@ -44,6 +44,7 @@ HISTORY_COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "val_loss", 
 CODE = (
     "harness/trial.py",
     "harness/step.py",
+    "harness/features.py",
     "harness/execution.py",
     "harness/kernels.py",
     "harness/kernels.cpp",
@@ -180,11 +181,15 @@ class RunDirectory:
         return records
 
     def set_aside_torn(self) -> None:
-        """Take their records from trials of which a file is torn or missing: like interrupted ones they run again."""
+        """Take their records from trials of which a file is torn or the history missing: they run again.
+
+        Weights that are not there at all are nobody's fault: results are kept and passed on without them.
+        """
         for record in self.trials():
             folder = self.trial_folder(record["id"])
             for name, digest in ((HISTORY, "history_sha256"), (WEIGHTS, "weights_sha256")):
-                if digest in record and not checkpoint.is_whole(folder / name, record[digest]):
+                absent = name == WEIGHTS and not (folder / name).exists()
+                if digest in record and not absent and not checkpoint.is_whole(folder / name, record[digest]):
                     self.notice(f"{folder / name}: is torn or missing; the trial has to run again")
                     (folder / TRIAL).unlink(missing_ok=True)
 
@@ -258,7 +263,7 @@ def is_done(record: Mapping[str, Any]) -> bool:
 
 def trial_id(config: Mapping[str, Any], seed: int, fingerprint: str) -> str:
     """Derived from all that the result depends on: configuration, seed and data."""
-    decides = {name: value for name, value in config.items() if name != "checkpoint_seconds"}
+    decides = {name: value for name, value in config.items() if name not in ("checkpoint_seconds", "cache_features")}
     text = json.dumps([decides, seed, fingerprint], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

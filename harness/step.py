@@ -42,6 +42,17 @@ class Normalizer:
         return normalised if self.memory_format == "channels_last" else normalised.contiguous()
 
 
+class Restored:
+    """Features as harness/features.py keeps them -> features in that memory format; in the place of a Normalizer."""
+
+    def __init__(self, memory_format: str):
+        self.memory_format = memory_format
+
+    def __call__(self, kept: torch.Tensor) -> torch.Tensor:
+        features = kept.permute(0, 3, 1, 2) if kept.dim() == 4 else kept
+        return features if self.memory_format == "channels_last" else features.contiguous()
+
+
 @dataclass(frozen=True)
 class Draws:
     """The random choices of one epoch: `rows` [n], `flips` bool [n], `shifts` [n, 2] in pixels; None where unused."""
@@ -156,8 +167,8 @@ COMPILED_NETWORKS = 4  # that a process keeps
 _compiled: dict[Any, tuple[nn.Module, Any]] = {}
 
 
-def prepare(network: nn.Module, plan: Plan, device: torch.device) -> tuple[nn.Module, Any]:
-    """The network as the plan executes it, and what computes its forward pass in training.
+def prepare(network: nn.Module, plan: Plan, device: torch.device, on_features: bool = False) -> tuple[nn.Module, Any]:
+    """The network as the plan executes it, and what computes its forward pass in training, or of it the head's.
 
     A network that torch.compile has compiled stays in this process: a later one that differs in weights and dropout
     rates alone is poured into it, and nothing is compiled again. torch.compile falls back to eager after so many
@@ -165,14 +176,14 @@ def prepare(network: nn.Module, plan: Plan, device: torch.device) -> tuple[nn.Mo
     """
     if not plan.traces:
         network = to_device(kernels.fuse(network) if plan.compile == "kernels" else network, device, plan.memory_format)
-        return network, network
+        return network, network.head if on_features else network
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._dynamo.config.recompile_limit = 64  # counted per function, which networks and layers share
     for module in list(network.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
                 module._modules[name] = Dropout(child.p)
-    key = (plan, str(device), _structure(network))
+    key = (plan, str(device), on_features, _structure(network))
     if key in _compiled:
         kept, forward = _compiled[key]
         own = [*kept.parameters(), *kept.buffers()]
@@ -187,7 +198,8 @@ def prepare(network: nn.Module, plan: Plan, device: torch.device) -> tuple[nn.Mo
     network = to_device(network, device, plan.memory_format)
     mode = "default" if plan.compile == "captured" else plan.compile
     # Every shape is compiled for itself: otherwise the code would depend on which shapes came before.
-    _compiled[key] = network, torch.compile(network, mode=mode, dynamic=False)
+    computed: Any = network.head if on_features else network
+    _compiled[key] = network, torch.compile(computed, mode=mode, dynamic=False)
     return _compiled[key]
 
 
@@ -237,12 +249,16 @@ class Part:
 
 
 class Step:
-    """`step(part, draws, rate)` trains `network` on one batch of the part and returns sums that stay on the device."""
+    """`step(part, draws, rate)` trains `network` on one batch of the part and returns sums that stay on the device.
 
-    def __init__(self, network: nn.Module, forward: Any, trial: Trial, plan: Plan, device: torch.device):
-        self.network, self.forward = network, forward
+    `normalize`: from what the part holds to what `forward` takes.
+    """
+
+    def __init__(
+        self, network: nn.Module, forward: Any, normalize: Any, trial: Trial, plan: Plan, device: torch.device
+    ):
+        self.network, self.forward, self.normalize = network, forward, normalize
         self.trial, self.plan, self.device = trial, plan, device
-        self.normalize = Normalizer(trial.normalization, device, plan.memory_format)
         self.optimizer = make_optimizer(network, trial, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "float16")
         self.loss = nn.CrossEntropyLoss(label_smoothing=trial.label_smoothing)
@@ -305,8 +321,10 @@ class CapturedStep(Step):
 
     WARM_UP = 3  # steps before a capture: libraries allocate and choose algorithms, optimisers make their state
 
-    def __init__(self, network: nn.Module, forward: Any, trial: Trial, plan: Plan, device: torch.device):
-        super().__init__(network, forward, trial, plan, device)
+    def __init__(
+        self, network: nn.Module, forward: Any, normalize: Any, trial: Trial, plan: Plan, device: torch.device
+    ):
+        super().__init__(network, forward, normalize, trial, plan, device)
         self.rate = torch.zeros((), device=device)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
@@ -356,7 +374,13 @@ class CapturedStep(Step):
         self.graph = graph
 
 
-def make_step(network: nn.Module, trial: Trial, plan: Plan, device: torch.device) -> Step:
-    """The step that the plan means, for a network as its architecture built it."""
+def make_step(network: nn.Module, trial: Trial, plan: Plan, device: torch.device, on_features: bool = False) -> Step:
+    """The step that the plan means, for a network as its architecture built it.
+
+    `on_features`: its part holds what `network.features` answers, and the step trains `network.head` alone.
+    """
     kind = CapturedStep if plan.compile == "captured" else Step
-    return kind(*prepare(network, plan, device), trial, plan, device)
+    normalize = (
+        Restored(plan.memory_format) if on_features else Normalizer(trial.normalization, device, plan.memory_format)
+    )
+    return kind(*prepare(network, plan, device, on_features), normalize, trial, plan, device)

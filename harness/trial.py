@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from architectures._summary import Summary, summarize
-from harness import checkpoint, datasets, execution, kernels, plugins, results
-from harness.config import Data, Normalization, Trial
+from harness import checkpoint, datasets, execution, features, kernels, plugins, results
+from harness.config import Data, Trial
 from harness.execution import Plan
 from harness.ledger import Ledger
 from harness.saver import Saver
@@ -182,9 +182,16 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
         ledger.enter("compile")
         kernels.library()
         ledger.enter("build")
-    step = make_step(network, config, plan, device)
+    on_features = features.are_cached(network, config)
+    step = make_step(network, config, plan, device, on_features)
     network = step.network
-    evaluate_now = Evaluation(network, config.normalization, device, plan.memory_format)
+    forward: Any = network
+    if on_features:
+        ledger.enter("data")
+        answers = features.of_parts(network, config, plan, device, parts, data.fingerprint, EVALUATION_BATCH)
+        training_part, validation_part, forward = answers["train"], answers["validation"], network.head
+        ledger.enter("build")
+    evaluate_now = Evaluation(network, step.normalize, device, forward)
 
     steps_per_epoch = len(training_part.rows) // config.batch_size
     if steps_per_epoch == 0:
@@ -319,11 +326,14 @@ def oldest_is_lowest(history: list[dict[str, Any]], count: int) -> bool:
 
 
 class Evaluation:
-    """Loss and accuracy of a network over the images of a part, dropout off; the same batches every time."""
+    """Loss and accuracy of a network over the images of a part, dropout off; the same batches every time.
 
-    def __init__(self, network: nn.Module, normalization: Normalization, device: torch.device, memory_format: str):
+    `normalize`: from what the part holds to what `forward` takes, by default the network itself.
+    """
+
+    def __init__(self, network: nn.Module, normalize: Any, device: torch.device, forward: Any = None):
         self.network, self.device = network, device
-        self.normalize = Normalizer(normalization, device, memory_format)
+        self.normalize, self.forward = normalize, network if forward is None else forward
 
     def logits(self, part: Part, precision: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(logits float32 [B, classes], labels [B]) batch after batch."""
@@ -331,7 +341,7 @@ class Evaluation:
         for rows in part.rows.split(EVALUATION_BATCH):
             images, labels = part.batch(rows)
             with torch.no_grad(), autocast(precision, self.device):
-                logits = self.network(self.normalize(images)).float()
+                logits = self.forward(self.normalize(images)).float()
             yield logits, labels
 
     def __call__(self, part: Part, precision: str) -> tuple[float, float]:
@@ -345,7 +355,13 @@ class Evaluation:
 
 
 def restore(folder: Path, record: Mapping[str, Any], num_classes: int, input_size: int) -> nn.Module:
-    """The trained network of a finished trial, on the CPU in eval mode; ValueError where its weights are torn."""
+    """The trained network of a finished trial, on the CPU in eval mode; ValueError where its weights are torn or not
+    there."""
+    if not (folder / results.WEIGHTS).is_file():
+        raise ValueError(
+            f"{folder / results.WEIGHTS}: only the trial's results are here; remove {folder / results.TRIAL} and give "
+            "the command again to train it here"
+        )
     config = Trial.model_validate(record["config"])
     network = plugins.build_network(config, num_classes, input_size, restoring=True)
     network.load_state_dict(checkpoint.load_weights(folder / results.WEIGHTS, record["weights_sha256"]))
@@ -365,7 +381,8 @@ def read_test(folder: Path, record: dict[str, Any], data: Data, device: str = "a
 
 def _read_test(network: nn.Module, config: Trial, device: torch.device, part: Part) -> tuple[float, float]:
     """(loss, accuracy) of the network as it was built, eager and in float32, whatever plan trained it."""
-    return Evaluation(to_device(network, device), config.normalization, device, "channels_last")(part, "float32")
+    normalize = Normalizer(config.normalization, device, "channels_last")
+    return Evaluation(to_device(network, device), normalize, device)(part, "float32")
 
 
 def pick_device(name: str) -> torch.device:

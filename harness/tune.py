@@ -201,7 +201,9 @@ def check_before_start(resolved: plan.Resolved, run: "RunDirectory", recorded: d
     from harness import datasets, plugins, results
 
     config = resolved.config
-    is_ours = run.path.is_dir() and all(entry.name in (results.LOCK, results.OWNER) for entry in run.path.iterdir())
+    # A folder of trials alone: results that were kept or passed on, of which a run goes on.
+    ours = (results.LOCK, results.OWNER, "trials")
+    is_ours = run.path.is_dir() and all(entry.name in ours for entry in run.path.iterdir())
     if run.path.exists() and recorded is None and not is_ours:
         raise BadInput(f"run={run.path}: is there and is no run directory; give another path")
     if recorded and recorded["identity"] != resolved.identity:

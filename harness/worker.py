@@ -101,9 +101,9 @@ class Worker(tune.Trainable):
             record = end.value
         finally:
             self.at_work = False
+        checkpoint.leave(folder)
         if record["status"] in ("failed", "oom"):
             raise RuntimeError(record["error"])
-        checkpoint.leave(folder)
         metrics, finished = record["metrics"], record["status"] == "finished"
         value = {name: metrics[name] if finished else float("nan") for name in ("val_accuracy", "val_loss")}
         return {"epoch": metrics.get("epochs", 0.0), **value, "recorded": True, "done": True}
@@ -116,6 +116,8 @@ class Worker(tune.Trainable):
     def cleanup(self) -> None:
         if self.loop is not None:
             self.loop.close()
+            assert self.job.folder is not None
+            checkpoint.leave(self.job.folder)
 
 
 def _returning(record: dict[str, Any]) -> Generator[Any, None, dict[str, Any]]:

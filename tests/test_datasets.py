@@ -249,3 +249,26 @@ def test_real_cifar10_images(cifar10_folder):
     assert (len(data.train), len(data.validation), len(data.test)) == (45_000, 5_000, 10_000)
     assert data.classes[0] == "airplane"
     assert np.bincount(data.validation.labels[data.validation.rows]).tolist() == [500] * 10
+
+
+def test_chosen_classes():
+    """Only they are there, in the order that was asked for, and it is another data set."""
+    whole, some = datasets.load(Data(name="digits")), datasets.load(Data(name="digits", classes=["7", "3"]))
+    assert some.classes == ("7", "3")
+    for name in ("train", "validation", "test"):
+        part, all_of_it = getattr(some, name), getattr(whole, name)
+        assert set(part.labels[part.rows]) == {0, 1}
+        original = all_of_it.labels[part.rows]  # rows are the same images
+        assert set(original[part.labels[part.rows] == 0]) == {7}
+        assert set(original[part.labels[part.rows] == 1]) == {3}
+        assert len(part) == np.isin(all_of_it.labels[all_of_it.rows], (3, 7)).sum()
+    assert some.fingerprint != whole.fingerprint
+    assert some.fingerprint != datasets.load(Data(name="digits", classes=["3", "7"])).fingerprint
+    limited = datasets.load(Data(name="digits", classes=["7", "3"], limit=20))
+    assert len(limited.train) + len(limited.validation) + len(limited.test) <= 3 * 2 * 20
+
+
+@pytest.mark.parametrize(("classes", "told"), [(["7", "x"], "no such class"), (["7", "7"], "given twice")])
+def test_classes_that_cannot_be(classes, told):
+    with pytest.raises(BadInput, match=told):
+        datasets.load(Data(name="digits", classes=classes))

@@ -11,7 +11,7 @@ README = (TOP / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.startswith("python -m ")]
 KNOWN = {
-    *("harness.tune", "harness.report", "export", "export.predict", "architectures", "pytest"),
+    *("harness.tune", "harness.report", "harness.inspect", "export", "export.predict", "architectures", "pytest"),
     *("benchmarks", "benchmarks.noise", "benchmarks.training"),
 }
 

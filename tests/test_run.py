@@ -174,6 +174,23 @@ def test_the_same_command_runs_only_what_is_missing(small_run):
     assert others == {k: before[k] for k in others}
 
 
+def test_results_go_on_without_their_weights(small_run, tmp_path):
+    """A folder of trials alone, as results are passed on: nothing runs again, but what needs weights says so."""
+    import shutil
+
+    weights = shutil.ignore_patterns(results.WEIGHTS)
+    shutil.copytree(small_run[0] / "trials", tmp_path / "run" / "trials", ignore=weights)
+    before = written(tmp_path / "run")
+    done = command(*SMALL_RUN, "stages=[search,confirm,report]", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("0 trials to run") == 2
+    assert written(tmp_path / "run") == before
+    assert (tmp_path / "run" / "report" / "index.html").is_file()
+    done = command(*SMALL_RUN, "stages=[export]", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "only the trial's results are here; remove" in done.stdout
+
+
 def test_other_data_under_the_same_run_is_refused(small_run):
     run, _ = small_run
     done = command(*SMALL_RUN, "data.limit=30", cwd=run.parent)

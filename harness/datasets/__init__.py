@@ -112,19 +112,23 @@ def _store(decoded: Decoded, folder: Path) -> None:
 
 def _split(data: Data, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> Dataset:
     classes = tuple(meta["classes"])
+    if data.classes is not None:
+        classes, arrays = _chosen(data, classes, arrays)
     images, labels = arrays["train_images"], arrays["train_labels"]
     if len(classes) < 2:
         raise BadInput(f"data.name={data.name}: one class only ({classes[0]}); a classifier needs two or more")
-    rows = np.arange(len(labels))
+    rows = np.flatnonzero(labels >= 0)
     if data.limit is not None:
-        rows = np.concatenate([rows[labels == c][: data.limit] for c in range(len(classes))])
+        rows = np.concatenate([rows[labels[rows] == c][: data.limit] for c in range(len(classes))])
     train, validation = _hold_out(labels, rows, data, "validation", classes)
     if "test_images" in arrays:
-        test = Part(arrays["test_images"], arrays["test_labels"], np.arange(len(arrays["test_labels"])))
+        test = Part(arrays["test_images"], arrays["test_labels"], np.flatnonzero(arrays["test_labels"] >= 0))
     else:
         train, held_out = _hold_out(labels, train, data, "test", classes)
         test = Part(images, labels, held_out)
     split = f"{meta['sha256']} {data.limit} {data.validation} {data.split_seed}"
+    if data.classes is not None:
+        split += f" {json.dumps(data.classes)}"
     return Dataset(
         name=data.name,
         classes=classes,
@@ -133,6 +137,21 @@ def _split(data: Data, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> D
         test=test,
         fingerprint=hashlib.sha256(split.encode()).hexdigest()[:16],
     )
+
+
+def _chosen(
+    data: Data, classes: tuple[str, ...], arrays: dict[str, np.ndarray]
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """(the chosen classes, the arrays with labels that count them); -1 labels images of other classes."""
+    assert data.classes is not None
+    for number, name in enumerate(data.classes):
+        if name not in classes:
+            raise BadInput(f"data.classes={name}: no such class; choose from {', '.join(classes)}")
+        if name in data.classes[:number]:
+            raise BadInput(f"data.classes={name}: is given twice; leave one out")
+    place = np.array([data.classes.index(name) if name in data.classes else -1 for name in classes])
+    renamed = {name: place[array] if name.endswith("labels") else array for name, array in arrays.items()}
+    return tuple(data.classes), renamed
 
 
 def _hold_out(

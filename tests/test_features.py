@@ -1,0 +1,96 @@
+"""Training on what a frozen part answers is the same training, and costs the rest alone."""
+
+import pytest
+import torch
+
+from harness import features, plugins
+from harness.config import Augmentation, Data, Trial
+from harness.trial import Job, train
+
+FROZEN = ("conv1", "bn1", "layer1", "layer2", "layer3")
+
+
+def trial(**changes) -> Trial:
+    values = {
+        "architecture": "transfer",
+        "options": {"resize": 64},
+        "epochs": 2,
+        "batch_size": 16,
+        "optimizer": {"name": "adam", "lr": 1e-3},
+    }
+    return Trial.model_validate(values | changes)
+
+
+@pytest.fixture
+def own_features(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "features"
+
+
+def result(config: Trial, digits: Data, folder=None):
+    record = train(Job(config, digits, folder=folder, read_test=True))
+    assert record["status"] == "finished", record.get("error")
+    return record["metrics"], record.get("weights_sha256")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("compile_mode", ["off", "kernels"])
+def test_the_same_training(digits, own_features, tmp_path, precision, compile_mode):
+    changes = {"precision": precision, "compile": compile_mode}
+    plain = result(trial(cache_features=False, **changes), digits, tmp_path / "plain")
+    assert not own_features.exists()
+    first = result(trial(**changes), digits, tmp_path / "first")
+    files = {file: file.stat().st_mtime_ns for file in own_features.glob("*.pt")}
+    assert len(files) == 2
+    later = result(trial(**changes), digits, tmp_path / "later")
+    assert {file: file.stat().st_mtime_ns for file in own_features.glob("*.pt")} == files
+    assert plain == first == later
+
+
+def test_other_frozen_weights_have_other_features(digits, own_features):
+    """From another seed the frozen part is another one."""
+    config = trial(options={"resize": 0}, epochs=1)
+    for seed in (0, 1):
+        train(Job(config, digits, seed=seed))
+    assert len(list(own_features.glob("*.pt"))) == 4
+    train(Job(config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": 1e-2})}), digits))
+    assert len(list(own_features.glob("*.pt"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("frozen", "prefix"),
+    [
+        (FROZEN, ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")),
+        (("layer2", "layer3"), ()),  # what comes before is trained
+        (("conv1", "layer1"), ("conv1",)),
+        ((), ()),
+    ],
+)
+def test_the_frozen_prefix(frozen, prefix):
+    network = plugins.build_network(trial(options={"resize": 0, "frozen": list(frozen)}), 10, 32)
+    assert network.frozen_prefix == prefix
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        network.eval()
+        assert torch.equal(network(images), network.network(images))
+
+
+def test_where_nothing_is_cached():
+    network = plugins.build_network(trial(options={"resize": 0}), 10, 32)
+    assert features.are_cached(network, trial())
+    assert not features.are_cached(network, trial(cache_features=False))
+    assert not features.are_cached(network, trial(augmentation=Augmentation(flip=True)))
+    assert not features.are_cached(torch.nn.Linear(2, 2), trial())
+
+
+@pytest.mark.slow
+def test_later_trials_are_faster(own_features):
+    """All but the head's own work is gone: of steps and validations, at the default size."""
+    data, config = Data(name="digits", limit=40), trial(options={"resize": 112}, batch_size=32, compile="off")
+    seconds = []
+    for changes in ({}, {"cache_features": False}):
+        timing = train(Job(config.model_copy(update=changes), data))["timing"]
+        seconds.append(timing["train_seconds"] + timing["validate_seconds"])
+    cached, plain = seconds
+    assert cached < 0.6 * plain
