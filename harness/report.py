@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness import cli, report_figures, results, stats
+from harness import captions, cli, results, stats
 from harness.config import ReportConfig
 from tune_spaces import Claim
 
@@ -55,14 +55,14 @@ def write_report(run: results.RunDirectory, progress: "Progress") -> None:
 
     verdict = _verdict(run, winner)
     shown = [
-        report_figures.of_trials(run, recorded, records),
-        report_figures.of_ablation(run, recorded, records, findings, variants),
+        captions.of_trials(run, recorded, records),
+        captions.of_ablation(run, recorded, records, findings, variants),
     ]
     if manifests:
-        shown.append(report_figures.of_export(run, manifests[0]))
+        shown.append(captions.of_export(run, manifests[0]))
     if summary is not None and rounds is not None:
         profiled = _table(run, "inference_operators.csv", winner)
-        shown.append(report_figures.of_inference(summary, rounds, verdict, profiled))
+        shown.append(captions.of_inference(summary, rounds, verdict, profiled))
     figures: dict[str, tuple[str, str]] = {}  # name -> (caption, PNG as base64)
     for name, caption, figure in itertools.chain(*shown):
         picture = png(figure)
@@ -101,8 +101,7 @@ def _variants(recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> lis
     """Of each variant of an ablation, in its order: test accuracy over seeds, what is published, cost."""
     rows = []
     groups = {
-        name: [r for r in records if r["variant"] == name and report_figures.is_tested(r)]
-        for name in recorded["variants"]
+        name: [r for r in records if r["variant"] == name and captions.is_tested(r)] for name in recorded["variants"]
     }
     accuracies = {name: [r["metrics"]["test_accuracy"] for r in group] for name, group in groups.items() if group}
     spread = stats.Spread.of(accuracies)

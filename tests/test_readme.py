@@ -77,3 +77,26 @@ def test_links_and_pictures_are_there():
 @pytest.mark.parametrize("heading", ["An architecture", "A space", "A data set", "A runtime"])
 def test_how_to_add_something_is_told(heading):
     assert f"### {heading}" in README
+
+
+@pytest.mark.slow
+def test_the_ablation_shown_gets_its_report(tmp_path):
+    """As it stands, but for its size and its data; it has at most 15 lines."""
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Claim(" in b]
+    assert len(block.splitlines()) <= 15
+    (tmp_path / "space.py").write_text(block)
+    small = [
+        "trial.options.widths=[[4,8],[8,8]]",
+        "trial.options.hidden=[8]",
+        "trial.compile=off",
+        "trial.batch_size=16",
+    ]
+    arguments = ["-m", "harness.tune", "space=space.py", "run=run", "stages=[search,confirm,report]", *small]
+    arguments += ["data.name=digits", "data.limit=20", "trial.epochs=2", "search.seeds=2"]
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    for claim in ("label smoothing helps", "weight decay overfits less", "weight decay costs no accuracy"):
+        assert re.search(rf"{claim}: [+-][0-9.]+ \[.*\] points.* over 2 seeds, (holds|does not hold|not settled)", page)
+    figures = {path.stem for path in (tmp_path / "run" / "report" / "figures").glob("*.png")}
+    assert {"effects", "variants", "gap", "claim_1_losses", "claim_2_losses", "claim_3_losses"} <= figures
