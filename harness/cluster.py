@@ -39,7 +39,7 @@ from harness.errors import BadInput
 def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
     """Join the cluster at `resources.address`, or start one on this machine and stop it again; its nodes' resources."""
     own = not ray.is_initialized()
-    terminate = signal.getsignal(signal.SIGTERM)
+    terminate: Any = signal.getsignal(signal.SIGTERM)
     with scratch() as folder, contextlib.ExitStack() as stack:
         if own and resources.address:
             stack.callback(_shut_down, terminate)
@@ -56,14 +56,18 @@ def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
             stack.callback(guard.communicate, b"ended")  # last
             stack.callback(_shut_down, terminate)
             cores = results.environment()["cores"]
-            ray.init(
-                num_cpus=cores,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=256 * 2**20,
-                _temp_dir=str(folder),
-            )
+            try:
+                ray.init(
+                    num_cpus=cores,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    object_store_memory=256 * 2**20,
+                    _temp_dir=str(folder),
+                )
+            except SystemExit:  # what Ray makes of SIGTERM meanwhile
+                terminate(signal.SIGTERM, None)
+                raise
             stack.enter_context(_ending_with_the_head())
         signal.signal(signal.SIGTERM, terminate)  # ray puts its own handler there
         for name in ("ray", "ray.tune"):  # what fails is told by Watcher, once and in one line
@@ -74,9 +78,11 @@ def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
 def _shut_down(terminate: Any) -> None:
     """Ray puts back the system's handler, which would end this process at a second signal: `terminate` is ours."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    ray.shutdown()
-    signal.signal(signal.SIGTERM, terminate)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    try:
+        ray.shutdown()
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 A network that has `frozen_prefix` (the names of the parts before anything that is trained), `features(images)` and
 `head(features)` is trained on the answers of `features` where nothing changes an image from epoch to epoch; a trial
-then costs the head alone. Batches are those of training and validation, so that a trial's result is the same.
+then costs the head alone. Batches are those of training and validation and computed as a step would, so that a trial's
+result is the same; code that torch.compile makes of the whole network rounds in other places, so there nothing is kept.
 """
 
 import hashlib
@@ -16,16 +17,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness import datasets, results
+from harness import checkpoint, datasets, results
 from harness.config import Augmentation, Trial
 from harness.execution import Plan
 from harness.step import Normalizer, Part, autocast
 
+KEPT_BYTES = 20 << 30  # of all features; those that were not used for longest go
 
-def are_cached(network: nn.Module, config: Trial) -> bool:
+Answer = Callable[[torch.Tensor], torch.Tensor]
+
+
+def are_cached(network: nn.Module, config: Trial, plan: Plan) -> bool:
     """Whether trials of this configuration train on features."""
     has_some = bool(getattr(network, "frozen_prefix", ()))
-    return config.cache_features and has_some and config.augmentation == Augmentation()
+    return config.cache_features and has_some and not plan.traces and config.augmentation == Augmentation()
 
 
 def of_parts(
@@ -39,15 +44,17 @@ def of_parts(
 ) -> dict[str, Part]:
     """Training and validation part with features in the place of images, from the cache or computed now.
 
-    `network`: on the device, as the plan executes it.
+    `network`: on the device, as the plan executes it. StorageError where the disk does not take them.
     """
     frozen = {n: t for n, t in network.state_dict().items() if any(f".{p}." in f".{n}" for p in network.frozen_prefix)}
     digest = hashlib.sha256()
     for name in sorted(frozen):
         digest.update(name.encode() + frozen[name].detach().cpu().contiguous().numpy().tobytes())
     fields = {"architecture", "options", "normalization", "batch_size"}
-    known = [config.model_dump(mode="json", include=fields), vars(plan), fingerprint, evaluation_batch]
-    known += [results.environment()["versions"], results.environment()["cpu"], results.code_digest(config.architecture)]
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else results.environment()["cpu"]
+    how = {part: value for part, value in vars(plan).items() if part != "source"}
+    known = [config.model_dump(mode="json", include=fields), how, fingerprint, evaluation_batch, machine]
+    known += [results.environment()["versions"], results.code_digest(config.architecture)]
     digest.update(json.dumps(known, sort_keys=True).encode())
     folder = datasets.cache_folder("features")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -60,37 +67,67 @@ def of_parts(
     found = {}
     network.eval()
     for name, size in (("train", config.batch_size), ("validation", evaluation_batch)):
-        file = folder / f"{digest.hexdigest()[:24]}-{name}.pt"
-        images = _mapped(file, lambda part=parts[name], size=size: _computed(part, size, answer))  # type: ignore[misc]
-        if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-            images = images.to(device)
         part = parts[name]
-        found[name] = Part(images, part.labels[part.rows], torch.arange(len(part.rows), device=part.rows.device))
+        features = kept(folder / f"{digest.hexdigest()[:24]}-{name}.pt", part, size, answer)
+        if device.type == "cuda" and features.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+            features = features.to(device)
+        found[name] = Part(features, part.labels[part.rows], torch.arange(len(part.rows), device=part.rows.device))
     return found
 
 
-def _computed(part: Part, size: int, answer: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Features of the part's rows in their order, in whole batches: the last one begins again at the first image."""
-    whole = -(-len(part.rows) // size) * size
-    rows = part.rows[torch.arange(whole, device=part.rows.device) % len(part.rows)]
-    return torch.cat([answer(part.batch(batch)[0]).cpu() for batch in rows.split(size)])[: len(part.rows)]
-
-
-def _mapped(file: Path, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """The tensor of that file, which one process of a machine writes while others wait."""
+def kept(file: Path, part: Part, size: int, answer: Answer) -> torch.Tensor:
+    """The features in that file, which one process of a machine writes while others wait. They are computed anew where
+    the file cannot be read, or its first batch is not what the network answers now."""
     from filelock import FileLock
 
-    if not file.exists():
-        with FileLock(file.with_suffix(".lock")):
-            if not file.exists():
-                descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-                os.close(descriptor)
-                try:
-                    torch.save(compute(), temporary)
-                    os.replace(temporary, file)
-                finally:
-                    Path(temporary).unlink(missing_ok=True)
+    with FileLock(file.with_suffix(".lock")):
+        found = None
+        try:
+            found = torch.load(file, mmap=True, weights_only=True, map_location="cpu")
+            first = answer(part.batch(rows_of(part, size)[0])[0]).cpu()[: len(part.rows)]
+            if torch.equal(found[: len(first)], first):
+                os.utime(file)
+                return found
+        except Exception:  # nothing that was read is worth more than computing it
+            found = None
+        _write(file, part, size, answer)
+        _make_room(file)
     return torch.load(file, mmap=True, weights_only=True, map_location="cpu")
+
+
+def rows_of(part: Part, size: int) -> tuple[torch.Tensor, ...]:
+    """The part's rows in whole batches: the last one begins again at the first image."""
+    whole = -(-len(part.rows) // size) * size
+    return part.rows[torch.arange(whole, device=part.rows.device) % len(part.rows)].split(size)
+
+
+def _write(file: Path, part: Part, size: int, answer: Answer) -> None:
+    features = torch.empty(0)
+    for number, rows in enumerate(rows_of(part, size)):
+        batch = answer(part.batch(rows)[0]).cpu()
+        if not number:
+            features = batch.new_empty(len(part.rows), *batch.shape[1:])
+        place = features[number * size : (number + 1) * size]
+        place.copy_(batch[: len(place)])
+    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with checkpoint.storage_errors_of(file), os.fdopen(descriptor, "wb") as opened:
+            torch.save(features, opened)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(temporary, file)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _make_room(new: Path) -> None:
+    """Remove the features that were not used for longest, beyond KEPT_BYTES."""
+    others = sorted((path for path in new.parent.glob("*.pt") if path != new), key=lambda path: -path.stat().st_mtime)
+    total = new.stat().st_size
+    for path in others:
+        total += path.stat().st_size
+        if total > KEPT_BYTES:
+            path.unlink(missing_ok=True)  # who has mapped it keeps it
 
 
 def stored(features: torch.Tensor) -> torch.Tensor:

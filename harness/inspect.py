@@ -34,7 +34,9 @@ def main(config: Inspect) -> int:
     run = RunDirectory.existing(config.run)
     if not config.image.is_file():
         raise BadInput(f"image={config.image}: no such file; give the path of an image")
-    record = chosen(run, config.trial)
+    recorded = run.configuration()
+    assert recorded is not None
+    record = chosen(run, config.trial, recorded["config"]["search"]["metric"])
 
     import numpy as np
     import torch
@@ -46,13 +48,13 @@ def main(config: Inspect) -> int:
     from harness.step import Normalizer
     from harness.trial import restore
 
-    data = (run.configuration() or {})["data"]
+    data = recorded["data"]
     side = data["input_size"]
     network = restore(run.trial_folder(record["id"]), record, len(data["classes"]), side)
     pixels = np.array(read_rgb(config.image, "image").resize((side, side), Resampling.BILINEAR))
     normalize = Normalizer(Trial.model_validate(record["config"]).normalization, torch.device("cpu"), "contiguous")
     logits, found = seen(network, normalize(torch.from_numpy(pixels)[None]))
-    folder = run.path / "inspect" / record["id"] / config.image.stem
+    folder = run.path / "inspect" / record["id"] / config.image.name
     (first_name, filters, first), (last_name, _, last) = found[0], found[-1]
     shown = {
         "filters": figures.filters(filters[: config.channels].numpy(), first_name),
@@ -67,16 +69,16 @@ def main(config: Inspect) -> int:
     return 0
 
 
-def chosen(run: "RunDirectory", trial: str | None) -> dict[str, Any]:
+def chosen(run: "RunDirectory", trial: str | None, metric: str) -> dict[str, Any]:
     """The record of the trial, by default the one that is exported; BadInput where there is none with weights."""
     from harness import results, stats
 
     finished = {r["id"]: r for r in run.trials() if r["status"] == "finished"}
     if trial is None:
-        ranked = stats.ranking(list(finished.values()))
+        ranked = stats.ranking(list(finished.values()), metric)
         if not ranked:
             raise BadInput(f"run={run.path}: no trial has finished; train one first")
-        trial = str(stats.winning_trial(ranked[0])["id"])
+        trial = str(stats.winning_trial(ranked[0], metric)["id"])
     if trial not in finished:
         raise BadInput(f"trial={trial}: no finished trial of this run; choose one of {', '.join(finished)}")
     if not (run.trial_folder(trial) / results.WEIGHTS).is_file():

@@ -1,5 +1,6 @@
 """What happened to the trials of a stage: told to the person at once, and recorded where no worker could record it."""
 
+import contextlib
 import re
 import time
 from collections.abc import Mapping
@@ -43,7 +44,10 @@ class Journal:
     def retried(self, planned: Planned, error: str) -> None:
         """`error`: of the attempt that ended, as Ray has it."""
         self.shares[planned.id] = 0.0
-        record = results.ended(self.run.trial_folder(planned.id))
+        folder = self.run.trial_folder(planned.id)
+        record = results.ended(folder)
+        with contextlib.suppress(OSError):  # of one that ended itself: the way it was found
+            error = (folder / results.ERROR).read_text()
         reason = record["error"] if record and "error" in record else _reason(error)
         self.progress.line(f"{self._name(planned)}: {reason}; goes on from its last checkpoint")
 
@@ -68,6 +72,7 @@ class Journal:
         if (folder / results.ERROR).is_file():
             error = (folder / results.ERROR).read_text()
         reason = _reason(error)
+        checkpoint.take(folder)
         checkpoint.write_atomically(folder / results.ERROR, error or reason)
         self._write(planned, last, status, {"error": reason})
 
@@ -89,8 +94,10 @@ class Journal:
             text += f", test {metrics['test_accuracy']:.4f}"
         if torn := sum(len(once["torn"]) for once in record.get("continued", [])):
             text += f", {torn} of its checkpoints torn and not used"
-        if "not_checkpointed" in record["environment"]:
-            text += f", not checkpointed: {record['environment']['not_checkpointed']}"
+        if reason := record["environment"].get("not_checkpointed"):
+            text += f", not checkpointed: {reason}"
+        if reason := record.get("compiled_anew"):
+            text += f", compiled anew: {reason}"
         if "error" in record:
             changes = " ".join(f"{k}={v}" for k, v in planned.parameters.items())
             text += f" ({changes or 'base configuration'}): {record['error']}"
@@ -107,7 +114,10 @@ class Journal:
             **{"metrics": {}, "timing": {"wall_seconds": 0.0}, "environment": results.environment()},
             **last.get("record", {}),
         }
-        results.write_trial(self.run.trial_folder(planned.id), record)
+        folder = self.run.trial_folder(planned.id)
+        checkpoint.take(folder)  # from a process that was given up and may come back
+        results.write_trial(folder, record)
+        checkpoint.leave(folder)
 
     @staticmethod
     def _name(planned: Planned) -> str:

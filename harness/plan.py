@@ -59,7 +59,10 @@ class Resolved:
         """What makes this run this one: asking for more samples, seeds, variants or stages does not change it."""
         name = self.config.space
         space = str(Path(name).expanduser().absolute()) if name.endswith(".py") else name
-        return {"space": space, "pinned": dict(self.pinned), "data": self.config.data.model_dump(mode="json")}
+        data = self.config.data.model_dump(mode="json")
+        if data["classes"] is None:
+            del data["classes"]
+        return {"space": space, "pinned": dict(self.pinned), "data": data}
 
     @property
     def base(self) -> dict[str, Any]:
@@ -69,13 +72,11 @@ class Resolved:
     def variants(self) -> list[str]:
         return self.config.search.variants or list(self.space.variants)
 
-    @property
-    def claims(self) -> list[Claim]:
-        """Those of the space about these variants; where it makes none, that each differs from the first."""
-        chosen = self.variants
+    def claims_of(self, variants: Sequence[str]) -> list[Claim]:
+        """Those of the space about these variants; where it makes none, that each is better than the first."""
         if self.space.claims:
-            return [c for c in self.space.claims if {c.variant, c.than} <= set(chosen)]
-        return [Claim(f"{name} against {chosen[0]}", name, chosen[0]) for name in chosen[1:]]
+            return [c for c in self.space.claims if {c.variant, c.than} <= set(variants)]
+        return [Claim(f"{name} is better than {variants[0]}", name, variants[0]) for name in variants[1:]]
 
 
 def resolve(values: Mapping[str, Any]) -> Resolved:
@@ -171,11 +172,20 @@ class Planner:
         """The trials of the first stage that are known beforehand: variants, or samples by grid or random draw."""
         space, search = self.resolved.space, self.search
         if space.variants:
-            return [
+            found = [
                 self.trial("search", space.variants[name], variant=name, index=i, read_test=True)
                 for i in range(search.seeds)
                 for name in self.resolved.variants
             ]
+            by_id: dict[str, str] = {}
+            for planned in found:
+                other = by_id.setdefault(planned.id, planned.variant)
+                if other != planned.variant:
+                    raise BadInput(
+                        f"space={self.resolved.config.space}: variants {other} and {planned.variant} are the same "
+                        "configuration; leave one out"
+                    )
+            return found
         if not space.parameters:
             return [self.trial("search", {})]
         if search.algorithm == "grid":

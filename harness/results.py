@@ -209,15 +209,19 @@ class RunDirectory:
             return checkpoint.is_whole(self.path / name, checkpoint.read_json(self.path / BENCHMARKED)["files"][name])
         return False
 
-    def remove(self, again: Callable[[dict[str, Any]], bool], continued: Collection[str] = ()) -> None:
-        """Folders of trials that were interrupted or are to run again; of `continued` ids the checkpoints stay."""
+    def remove(self, again: Callable[[dict[str, Any]], bool], continued: Collection[str] | None = None) -> None:
+        """What trials left that are to run again, or were interrupted and are in `continued`: all but checkpoints.
+
+        Without `continued`, all that interrupted ones left. Others may be of a later stage, or of other variants.
+        """
         for folder in (self.path / "trials").glob("*/"):
-            file = folder / TRIAL
-            with contextlib.suppress(FileNotFoundError, ValueError):  # torn: not ended
-                if not again(read_trial(folder)):
-                    continue
-            if folder.name not in continued:
+            file, record = folder / TRIAL, ended(folder)
+            if record is not None and not again(record):
+                continue
+            if continued is None:
                 shutil.rmtree(folder)
+                continue
+            if record is None and folder.name not in continued:
                 continue
             file.unlink(missing_ok=True)  # first: what is left is an interrupted trial
             for other in set(folder.iterdir()) - set(checkpoint.generations(folder)):

@@ -231,7 +231,8 @@ def _fit(searcher, known, total, planner, run, progress, share, scheduler) -> No
                 if scheduler
                 else FIFOScheduler(),
                 num_samples=total,
-                max_concurrent_trials=planner.resolved.config.resources.concurrency,
+                # As many as may run also start at once.
+                max_concurrent_trials=planner.resolved.config.resources.concurrency or share.at_once,
                 time_budget_s=search.time_budget_seconds,
                 reuse_actors=True,
             ),
@@ -269,7 +270,8 @@ def make_scheduler(search: Search, epochs: int, run: results.RunDirectory) -> Tr
     (bracket,) = scheduler._brackets  # Ray offers no other way than its own pickles
     sign = 1.0 if search.mode == "max" else -1.0
     for record in run.trials():
-        if record["stage"] == "search" and results.is_done(record):
+        has_history = (run.trial_folder(record["id"]) / results.HISTORY).is_file()
+        if record["stage"] == "search" and results.is_done(record) and has_history:
             for row in run.history(record["id"]).to_dict("records"):
                 bracket.on_result(SimpleNamespace(trial_id=record["id"]), row["epoch"], sign * row[search.metric])
     return scheduler

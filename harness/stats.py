@@ -3,13 +3,14 @@
 Intervals are Student's t at 95 %: runs with different seeds are close to normal and few.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from harness.results import trial_id
 
 if TYPE_CHECKING:
     from tune_spaces import Claim
@@ -264,7 +265,7 @@ def ranking(records: Sequence[Mapping[str, Any]], metric: str = "val_accuracy") 
     confirmed = [r for r in finished if r["stage"] == "confirm"]
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in confirmed or finished:
-        groups.setdefault(json.dumps(record["config"], sort_keys=True), []).append(record)
+        groups.setdefault(trial_id(record["config"], 0, ""), []).append(record)
     sign = -1 if metric == "val_accuracy" else 1
     rows = [(tuple(group), _seeds_interval([r["metrics"][metric] for r in group])) for group in groups.values()]
     rows.sort(key=lambda row: (sign * row[1].mean, row[0][0]["index"]))

@@ -5,10 +5,12 @@ random draws come in from outside, so that a step has no random state of its own
 """
 
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -207,8 +209,9 @@ def forget_compiled() -> None:
     """Empty this process's and this node's caches of compiled code."""
     _compiled.clear()
     torch._dynamo.reset()
-    shutil.rmtree(execution.compiled_folder(), ignore_errors=True)
-    execution.compiled_folder()  # is there again
+    for folder in {os.environ.get("TORCHINDUCTOR_CACHE_DIR"), str(execution.compiled_folder())} - {None}:
+        shutil.rmtree(str(folder), ignore_errors=True)
+        Path(str(folder)).mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def _structure(network: nn.Module) -> tuple[Any, ...]:

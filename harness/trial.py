@@ -126,14 +126,13 @@ def training(job: Job, ledger: Ledger | None = None) -> Generator[tuple[Row, Rec
         try:
             yield from _yielding(job, record, history, ledger)
         except Exception as error:
-            if ledger.kind != "compile" or is_out_of_memory(error):
+            if not is_of_compiler(error):
                 raise
             # What another process left in the cache of compiled code may be torn: once more, without it.
             forget_compiled()
             history.clear()
-            record["metrics"] = {}
+            record["metrics"], record["compiled_anew"] = {}, _last_line(error)
             yield from _yielding(job, record, history, ledger)
-            record["environment"]["compiled_anew"] = _last_line(error)
     except Diverged as error:
         record["status"], record["error"] = "diverged", str(error)
     except Exception as error:
@@ -182,7 +181,7 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
         ledger.enter("compile")
         kernels.library()
         ledger.enter("build")
-    on_features = features.are_cached(network, config)
+    on_features = features.are_cached(network, config, plan)
     step = make_step(network, config, plan, device, on_features)
     network = step.network
     forward: Any = network
@@ -222,6 +221,8 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
         kept = "best."
         best_state = {k.removeprefix(kept): v.to(device) for k, v in tensors.items() if k.startswith(kept)}
         before = about["history"][-1]["seconds"]
+        assert job.folder is not None
+        results.write_history(job.folder, about["history"])  # whoever stops it may do so in what is yielded again
         for row in about["history"]:
             history.append(row)
             if best is None or _better(row, best, config):
@@ -423,6 +424,12 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 def derive(seed: int, *purpose: str | int) -> int:
     """A seed for one purpose of a trial: no draw depends on how many others were made before."""
     return int.from_bytes(hashlib.sha256(repr((seed, *purpose)).encode()).digest()[:7])
+
+
+def is_of_compiler(error: BaseException) -> bool:
+    """Whether torch.compile failed itself, not what it compiles; its exceptions' modules take a second to import."""
+    names = {"InductorError", "BackendCompilerFailed"}
+    return any(kind.__name__ in names and kind.__module__.startswith("torch.") for kind in type(error).__mro__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

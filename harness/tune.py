@@ -50,6 +50,7 @@ def main(resolved: plan.Resolved) -> int:
             "give run=NEW or restore the data"
         )
     planner = plan.Planner(resolved, data.fingerprint)
+    check_trials(planner, run)
     trials = None if config.search.algorithm == "optuna" and resolved.space.parameters else planner.search_trials()
     check_networks(resolved, planner, data)
     if config.dry_run:
@@ -68,7 +69,10 @@ def main(resolved: plan.Resolved) -> int:
             nodes = stack.enter_context(cluster(config.resources))  # a wrong address is told before anything is written
             Share.of(config.resources, nodes, 1)
         stack.enter_context(run.locked())
-        run.create(run_json(resolved, data), shlex.join(["python", "-m", "harness.tune", *sys.argv[1:]]))
+        run.create(
+            run_json(resolved, data, {record["variant"] for record in run.trials()}),
+            shlex.join(["python", "-m", "harness.tune", *sys.argv[1:]]),
+        )
         progress.log = run.path / "run.log"
         progress.line(f"run {run.path}")
         run.tell_notices(progress.line)
@@ -129,11 +133,12 @@ def search(planner: "Planner", trials: "list[Planned] | None", run: "RunDirector
             run_planned(missing, len(trials), planner, run, progress, scheduler=True)
     else:
         wanted = range(planner.search.samples)
-        run.remove(lambda r: r["stage"] == "search" and r["index"] in wanted and not results.is_done(r))
-        taken = {r["index"] for r in run.trials() if r["stage"] == "search"}
+        done = [r for r in run.trials() if r["stage"] == "search" and (r["index"] not in wanted or results.is_done(r))]
+        taken = {r["index"] for r in done}
         indices = [i for i in wanted if i not in taken]
         progress.line(f"search: {len(indices)} samples to run with Optuna, {len(taken)} done before")
         if indices:
+            run.remove(lambda r: r["stage"] == "search" and r["index"] in indices)
             run_suggested(indices, planner, run, progress)
     run.write_trials_csv()
 
@@ -233,6 +238,22 @@ def check_before_start(resolved: plan.Resolved, run: "RunDirectory", recorded: d
     datasets.identity(config.data)
 
 
+def check_trials(planner: "Planner", run: "RunDirectory") -> None:
+    """BadInput where the run holds trials that are none of this command's: other images, or variants changed since."""
+    from harness import results
+
+    variants = planner.resolved.space.variants
+    for record in run.trials():
+        if results.trial_id(record["config"], record["seed"], planner.fingerprint) != record["id"]:
+            raise BadInput(f"run={run.path}: trial {record['id']} is of other images; give run=NEW or restore the data")
+        name = record["variant"]
+        if name in variants and planner.trial("search", variants[name], seed=record["seed"]).id != record["id"]:
+            raise BadInput(
+                f"run={run.path}: variant {name} or the base was changed since trial {record['id']} was trained; give "
+                "run=NEW, or the variant another name"
+            )
+
+
 def local_gpus() -> int:
     """GPUs of this machine that PyTorch can use; where Linux shows no device, that is known without importing it."""
     devices = ("nvidia[0-9]*", "dxg", "kfd")
@@ -268,8 +289,10 @@ def check_networks(resolved: plan.Resolved, planner: "Planner", data: "Dataset")
             Plan.of(trial, torch.device("cuda" if on_gpu else "cpu"))
 
 
-def run_json(resolved: plan.Resolved, data: "Dataset") -> dict[str, Any]:
-    """What run.json holds beside command lines and environment."""
+def run_json(resolved: plan.Resolved, data: "Dataset", trained: set[str]) -> dict[str, Any]:
+    """What run.json holds beside command lines and environment. `trained`: variants of earlier commands."""
+    space = resolved.space
+    variants = [name for name in space.variants if name in trained or name in resolved.variants]
     config = resolved.config.model_dump(mode="json")
     description = {
         "classes": data.classes,
@@ -284,11 +307,9 @@ def run_json(resolved: plan.Resolved, data: "Dataset") -> dict[str, Any]:
         "identity": resolved.identity,
         "pinned": dict(resolved.pinned),
         "parameters": {key: str(domain) for key, domain in resolved.space.parameters.items()},
-        "variants": {name: dict(resolved.space.variants[name]) for name in resolved.variants},
-        "claims": [vars(claim) for claim in resolved.claims],
-        "published": {
-            name: resolved.space.published[name] for name in resolved.variants if name in resolved.space.published
-        },
+        "variants": {name: dict(space.variants[name]) for name in variants},
+        "claims": [vars(claim) for claim in resolved.claims_of(variants)],
+        "published": {name: space.published[name] for name in variants if name in space.published},
         "data": description,
     }
 

@@ -131,11 +131,11 @@ def _ending_where_it_hangs(folder: Path, seconds: float | None) -> Iterator[None
     """End this process where what is within takes longer, and say in the trial's folder what it was at."""
 
     def end():
-        with tempfile.TemporaryFile("w+") as stacks:
-            faulthandler.dump_traceback(stacks)
-            stacks.seek(0)
-            said = f"timed out: no validation in {seconds:g} s (resources.timeout_seconds)\n\n{stacks.read()}"
         try:
+            with tempfile.TemporaryFile("w+") as stacks:
+                faulthandler.dump_traceback(stacks)
+                stacks.seek(0)
+                said = f"timed out: no validation in {seconds:g} s (resources.timeout_seconds)\n\n{stacks.read()}"
             checkpoint.write_atomically(folder / results.ERROR, said)
         finally:
             os._exit(1)

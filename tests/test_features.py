@@ -1,10 +1,14 @@
 """Training on what a frozen part answers is the same training, and costs the rest alone."""
 
+import os
+
 import pytest
 import torch
 
 from harness import features, plugins
 from harness.config import Augmentation, Data, Trial
+from harness.execution import Plan
+from harness.step import Part
 from harness.trial import Job, train
 
 FROZEN = ("conv1", "bn1", "layer1", "layer2", "layer3")
@@ -78,10 +82,47 @@ def test_the_frozen_prefix(frozen, prefix):
 
 def test_where_nothing_is_cached():
     network = plugins.build_network(trial(options={"resize": 0}), 10, 32)
-    assert features.are_cached(network, trial())
-    assert not features.are_cached(network, trial(cache_features=False))
-    assert not features.are_cached(network, trial(augmentation=Augmentation(flip=True)))
-    assert not features.are_cached(torch.nn.Linear(2, 2), trial())
+
+    def cached(network, **changes):
+        config = trial(compile="off") if not changes else trial(**{"compile": "off"} | changes)
+        return features.are_cached(network, config, Plan.of(config, torch.device("cpu")))
+
+    assert cached(network)
+    assert not cached(network, cache_features=False)
+    assert not cached(network, augmentation=Augmentation(flip=True))
+    assert not cached(network, compile="default")  # rounds elsewhere
+    assert not cached(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("fault", ["cut short", "of another network", "no tensor"])
+def test_features_that_are_wrong_are_computed_anew(tmp_path, fault):
+    images = torch.randint(0, 256, (10, 4, 4, 3), dtype=torch.uint8)
+    part = Part(images, torch.zeros(10), torch.arange(10))
+    file = tmp_path / "features.pt"
+
+    def answer(batch):
+        return batch.float() * 2
+
+    right = features.kept(file, part, 4, answer).clone()
+    assert torch.equal(right, images.float() * 2)
+    if fault == "cut short":
+        file.write_bytes(file.read_bytes()[:500])
+    elif fault == "of another network":
+        torch.save(right + 1, file)
+    else:
+        file.write_text("text")
+    assert torch.equal(features.kept(file, part, 4, answer), right)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["features.lock", "features.pt"]
+
+
+def test_there_is_room_for_so_many(tmp_path, monkeypatch):
+    part = Part(torch.zeros(8, 4, 4, 3, dtype=torch.uint8), torch.zeros(8), torch.arange(8))
+    monkeypatch.setattr(features, "KEPT_BYTES", 10_000)  # each takes some 3 KB
+    for number in range(5):
+        file = tmp_path / f"{number}.pt"
+        features.kept(file, part, 4, lambda batch: batch.float())
+        os.utime(file, (number, number))
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["2.pt", "3.pt", "4.pt"]
 
 
 @pytest.mark.slow

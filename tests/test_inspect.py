@@ -59,7 +59,7 @@ def test_the_command(small_run, tmp_path):
     for line in lines[:3]:
         with Image.open(line) as picture:
             assert picture.width > 500
-    assert f"inspect/{trial}/cat" in lines[0]
+    assert f"inspect/{trial}/cat.png" in lines[0]
     for wrong, told in ((["trial=nothing"], "choose one of"), (["image=/nowhere.png"], "no such file")):
         done = command(*arguments[:3], *([arguments[3]] if "image" not in wrong[0] else []), *wrong, cwd=tmp_path)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

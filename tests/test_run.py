@@ -191,6 +191,28 @@ def test_results_go_on_without_their_weights(small_run, tmp_path):
     assert "only the trial's results are here; remove" in done.stdout
 
 
+def test_a_variant_that_changed_is_refused(tmp_path):
+    """Its earlier trials are another variant's; and trials of other images are none of this run's."""
+    space = tmp_path / "space.py"
+    space.write_text(Path(ABLATION).read_text())
+    arguments = ["-m", "harness.tune", f"space={space}", "run=run", "search.seeds=1", "stages=[search]"]
+    assert command(*arguments, cwd=tmp_path).returncode == 0
+    before = written(tmp_path / "run")
+    space.write_text(space.read_text().replace('"options.activation": "mish"', '"options.activation": "silu"'))
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert "variant mish or the base was changed since trial" in done.stderr
+    for name in ("run.json", "run.copy.json"):
+        (tmp_path / "run" / name).unlink()
+    for path in (tmp_path / "run").iterdir():
+        if path.name != "trials":
+            path.unlink()
+    done = command(*arguments, "data.limit=30", cwd=tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert "is of other images" in done.stderr
+    assert written(tmp_path / "run") == before
+
+
 def test_other_data_under_the_same_run_is_refused(small_run):
     run, _ = small_run
     done = command(*SMALL_RUN, "data.limit=30", cwd=run.parent)

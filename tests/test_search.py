@@ -1,8 +1,9 @@
-"""What a trial is given of a machine or a cluster."""
+"""What a trial is given of a machine or a cluster; what a search knows when it goes on."""
 
 import pytest
 
-from harness.config import Resources
+from harness import checkpoint, results
+from harness.config import Resources, Search
 from harness.errors import BadInput
 from harness.share import Share
 
@@ -37,3 +38,54 @@ def test_share(nodes, trials, resources, expected):
 def test_more_than_any_node_has(resources):
     with pytest.raises(BadInput, match="ask for less"):
         share([{"CPU": 8}, {"CPU": 4, "GPU": 1}], 2, **resources)
+
+
+def ended(run, name, status, accuracies, stage="search"):
+    folder = run.trial_folder(name)
+    rows = [
+        {"epoch": float(epoch), "step": epoch, "val_accuracy": value, "val_loss": 1 - value}
+        for epoch, value in enumerate(accuracies, 1)
+    ]
+    results.write_history(folder, rows)
+    results.write_trial(folder, {"id": name, "stage": stage, "status": status, "stop_reason": "asha"})
+
+
+def test_early_stopping_knows_what_was_before(tmp_path):
+    """Rungs at 1 and 2 epochs are as they were after these trials; confirmations are none of them."""
+    from harness.search import make_scheduler
+
+    run = results.RunDirectory(tmp_path)
+    ended(run, "a", "finished", [0.5, 0.6, 0.7])
+    ended(run, "b", "stopped", [0.2])
+    ended(run, "c", "finished", [0.9, 0.9, 0.9], stage="confirm")
+    (run.trial_folder("b") / "other.csv").touch()
+    scheduler = make_scheduler(Search(scheduler="asha"), 4, run)
+    (bracket,) = scheduler._brackets
+    assert dict(bracket._rungs) == {
+        1: {"a": 0.5, "b": 0.2},
+        2: {"a": 0.6},
+        4: {},
+    }
+    loss = make_scheduler(Search(scheduler="asha", metric="val_loss"), 4, run)._brackets[0]
+    assert dict(loss._rungs)[1] == {"a": -0.5, "b": -0.8}
+    (run.trial_folder("a") / results.HISTORY).unlink()
+    assert dict(make_scheduler(Search(scheduler="asha"), 4, run)._brackets[0]._rungs)[2] == {}
+
+
+def test_what_another_stage_left_stays(tmp_path):
+    """A search that goes on does not touch the checkpoints of a confirmation that was interrupted."""
+    run = results.RunDirectory(tmp_path)
+    ended(run, "done", "finished", [0.5])
+    ended(run, "failed", "failed", [0.5])
+    for name in ("mine", "others"):
+        checkpoint.write_atomically(run.trial_folder(name) / f"checkpoint-00000001-{'0' * 32}.safetensors", b"")
+        checkpoint.write_atomically(run.trial_folder(name) / "rest.txt", b"")
+    run.remove(lambda record: record["status"] == "failed", continued={"mine", "failed"})
+    left = {path.parent.name: path.name for path in tmp_path.glob("trials/*/*") if path.name.startswith(("c", "r"))}
+    assert set(left) == {"mine", "others"}
+    assert not (run.trial_folder("mine") / "rest.txt").exists()
+    assert (run.trial_folder("others") / "rest.txt").exists()
+    assert not (run.trial_folder("failed") / results.TRIAL).exists()
+    assert (run.trial_folder("done") / results.TRIAL).exists()
+    run.remove(lambda record: False)
+    assert [path.name for path in (tmp_path / "trials").iterdir()] == ["done"]

@@ -1,10 +1,12 @@
 """Every space of the folder is sound, and draws are what they promise."""
 
+import dataclasses
+
 import pytest
 
 from harness import plan, plugins
 from harness.errors import BadInput
-from tune_spaces import Choice, Integer, LogUniform, Space, Uniform
+from tune_spaces import Choice, Claim, Integer, LogUniform, Space, Uniform
 
 ALL = plugins.names("tune_spaces")
 
@@ -143,3 +145,35 @@ def test_run_directory_does_not_depend_on_spelling():
     other = plan.resolve({"space": "quick", "trial.optimizer.lr": "0.001", "trial.epochs": "3"})
     assert one.run == other.run
     assert one.pinned == {"epochs": 3, "optimizer.lr": 1e-3}
+
+
+def test_variants_that_are_the_same_are_refused(tmp_path):
+    (tmp_path / "space.py").write_text(
+        "from tune_spaces import Space\n"
+        "SPACE = Space(trial={'architecture': 'baseline', 'optimizer.lr': 0.1},"
+        " variants={'plain': {}, 'again': {'optimizer.lr': 0.1}})\n"
+    )
+    planned = plan.Planner(plan.resolve({"space": str(tmp_path / "space.py")}), "f")
+    with pytest.raises(BadInput, match="variants plain and again are the same configuration"):
+        planned.search_trials()
+
+
+@pytest.mark.parametrize(
+    ("claim", "told"),
+    [
+        ({"metric": "val_accuracy"}, "choose test_accuracy or gap"),
+        ({"margin": 0.0}, "fraction above 0"),
+        ({"than": "a"}, "with itself"),
+        ({"than": "c"}, "c, which is none of the variants"),
+    ],
+)
+def test_claims_that_cannot_be_judged(claim, told):
+    with pytest.raises(ValueError, match=told):
+        Space({}, variants={"a": {}, "b": {}}, claims=[Claim(**{"says": "", "variant": "a", "than": "b"} | claim)])
+
+
+def test_without_claims_each_variant_is_compared_with_the_first():
+    resolved = plan.resolve({"space": "published"})
+    assert [c.than for c in resolved.claims_of(["model1", "model1_adam", "model2"])] == ["model1_adam", "model1"]
+    bare = dataclasses.replace(resolved, space=dataclasses.replace(resolved.space, claims=()))
+    assert [(c.variant, c.than) for c in bare.claims_of(["a", "b", "c"])] == [("b", "a"), ("c", "a")]

@@ -93,6 +93,14 @@ class Claim:
     metric: Literal["test_accuracy", "gap"] = "test_accuracy"
     margin: float | None = None
 
+    def __post_init__(self):
+        if self.metric not in ("test_accuracy", "gap"):
+            raise ValueError(f"claim {self.says!r}: metric={self.metric} is not known; choose test_accuracy or gap")
+        if self.margin is not None and not 0 < self.margin < 1:
+            raise ValueError(f"claim {self.says!r}: margin={self.margin} must be a fraction above 0")
+        if self.variant == self.than:
+            raise ValueError(f"claim {self.says!r}: compares {self.variant} with itself")
+
     @property
     def higher(self) -> bool:
         """Whether more of the metric is better."""
