@@ -62,12 +62,16 @@ def main(config: Kills) -> int:
         cluster = stack.enter_context(Cluster.of_three()) if "node" in config.victims else None
         for seed in config.seeds or range(config.kills):
             for victim in config.victims:
-                row = kill(victim, config.signal, seed, reference, top / f"{victim}{seed}", cluster)
+                for latest in (0.9, 0.45, 0.2):  # of the uninterrupted sweep; this one may have ended earlier
+                    folder = top / f"{victim}{seed}-{latest}"
+                    row = kill(victim, config.signal, seed, latest, reference, folder, cluster)
+                    if row["running"]:
+                        break
                 rows.append(row)
                 checkpoint.write_atomically(config.out, results.csv_text(COLUMNS, rows))
                 progress.line(" ".join(f"{name}={row[name]}" for name in COLUMNS if row[name] != ""))
                 if not row["problems"]:
-                    shutil.rmtree(top / f"{victim}{seed}")
+                    shutil.rmtree(folder)
     wrong = [row for row in rows if row["problems"]]
     progress.line(f"{len(rows) - len(wrong)} of {len(rows)} as they must be")
     return 1 if wrong else 0
@@ -231,9 +235,9 @@ class Cluster:
 
 
 def kill(
-    victim: Victim, name: str, seed: int, reference: Reference, folder: Path, cluster: Cluster | None
+    victim: Victim, name: str, seed: int, latest: float, reference: Reference, folder: Path, cluster: Cluster | None
 ) -> dict[str, Any]:
-    """One kill and what came of it; a row of the table."""
+    """One kill and what came of it; a row of the table. `latest`: moment, as a share of the reference's time."""
     draw = random.Random(f"{victim} {seed}")
     more: Sequence[str] = ()
     if victim == "node":
@@ -245,7 +249,7 @@ def kill(
     sweep = Sweep(folder, *more)
     sweep.start()
     sweep.until_running()
-    started, moment = time.monotonic(), draw.uniform(0, 0.9) * reference.seconds
+    started, moment = time.monotonic(), draw.uniform(0, latest) * reference.seconds
     time.sleep(moment)
     assert sweep.process is not None
     targets: list[Any] = []
