@@ -327,7 +327,7 @@ def test_a_format_that_is_not_possible_is_listed_as_absent(small_run, tmp_path, 
     assert found["absent"] == {"onnx_int8": "too harmful"}
     assert set(found["files"]) == {"model.safetensors", "model.onnx", "model_rewritten.onnx"}
     there = {path.name for path in manifest.parent.iterdir()}
-    assert there == {*found["files"], "manifest.json", "reference.npy", "checks"}
+    assert there == {*found["files"], "manifest.json", "reference.npy", "mistakes.npy", "checks"}
     before = manifest.stat().st_mtime_ns
     export_winner(run, settings, progress)
     assert manifest.stat().st_mtime_ns == before

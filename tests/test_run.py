@@ -115,6 +115,8 @@ def test_report_is_one_self_contained_page(small_run):
         "operators",
         "latency",
         "accuracy_by_class",
+        "confusion",
+        "mistakes",
         "ledger",
     }
     assert len(page.images) == len(figures)

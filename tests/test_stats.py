@@ -187,7 +187,7 @@ def share_of(claims, deviations, means, n, wanted, runs=1000):
     return hits / runs
 
 
-@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("n", [pytest.param(3, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("deviations", [[0.004] * 12, list(np.linspace(0.002, 0.006, 12))])
 def test_true_nulls_are_rarely_called_real(n, deviations):
     """All comparisons of one table together, in 1,000 ablations; the claim of equivalence is false by its margin."""

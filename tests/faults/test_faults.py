@@ -617,6 +617,7 @@ def test_compiled_code_that_is_torn(tmp_path):
 
     def compiling(number: int) -> subprocess.Popen:
         own = {"HARNESS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(TOP)}
+        own["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "cache" / "compiled")
         words = [sys.executable, "-W", "ignore", "-c", COMPILED, str(tmp_path / str(number))]
         return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, **own})
 
