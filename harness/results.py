@@ -8,7 +8,9 @@
     trials/<id>/model.safetensors, error.txt where it failed, checkpoint-*.safetensors while it runs
     trials.csv                  one row a trial: the fields of trial.json, nested ones with dots
     exported/<id>/              the winner's files and manifest.json
-    inference.csv, inference_summary.csv, report/
+    inference.csv, inference_summary.csv, report/, inspect/<id>/<image>/
+
+A trial's folder has .attempt while a process works on it.
 
 `status`: finished (its own early stop included), stopped (by the scheduler or the time budget: `stop_reason`), failed,
 diverged (the loss is no number), oom. JSON files hold their own SHA-256, and those of the files beside them that are
