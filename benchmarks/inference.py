@@ -89,7 +89,7 @@ def benchmark_exported(run: results.RunDirectory, settings: Benchmark, progress:
     import torch
 
     from harness import datasets
-    from harness.step import Normalizer
+    from harness.batches import Normalizer
 
     conditions.check_no_debugging()
     recorded = run.configuration()

@@ -54,9 +54,9 @@ def main(config: Noise) -> int:
     from export import Artifact
     from export.check import Check
     from harness import checkpoint, datasets, results
+    from harness.batches import Normalizer
     from harness.config import Benchmark, Data, Normalization
     from harness.progress import Progress
-    from harness.step import Normalizer
 
     run = results.RunDirectory.existing(config.run)
     (file,) = list(run.path.glob("exported/*/manifest.json"))[:1]

@@ -45,7 +45,7 @@ def measure(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
         import torch
 
         from harness import execution, fastest, stats
-        from harness.trial import pick_device
+        from harness.batches import pick_device
 
         settings = Plans.model_validate(config)
         device = pick_device("auto")

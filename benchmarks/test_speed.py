@@ -20,9 +20,10 @@ from benchmarks.sitting import Arm, Worker
 from export import Artifact
 from export.check import Check
 from harness import checkpoint, datasets, plugins, results
+from harness.batches import Draws, Part
 from harness.config import Augmentation, Data, Optimizer, Trial
 from harness.execution import Plan
-from harness.step import Draws, Part, make_step
+from harness.step import make_step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH = 64

@@ -154,8 +154,8 @@ def to_labels(predict: Predict, artifact: Artifact) -> Predict:
     if artifact.entry["input"]["normalized"]:
         import torch
 
+        from harness.batches import Normalizer
         from harness.config import Normalization
-        from harness.step import Normalizer
 
         normalization = Normalization.model_validate(artifact.manifest["normalization"])
         normalize = Normalizer(normalization, torch.device("cpu"))

@@ -40,9 +40,9 @@ def export_winner(run: "RunDirectory", settings: Export, progress: "Progress") -
     from export.check import Check
     from export.formats import CALIBRATION_IMAGES, FORMATS, NotPossible, Source
     from harness import checkpoint, datasets, plugins, results, stats
+    from harness.batches import Normalizer
     from harness.config import Trial
-    from harness.step import Normalizer
-    from harness.trial import restore
+    from harness.evaluation import restore
 
     recorded = run.configuration()
     assert recorded is not None

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from export.quantize import NotPossible
+from harness.batches import Normalizer
 from harness.config import Normalization
 from harness.execution import compiler
-from harness.step import Normalizer
 
 MOST = 4096  # images a call
 

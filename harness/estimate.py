@@ -64,9 +64,9 @@ def _measure(config: Trial, data: "Dataset") -> tuple[float, float]:
     """(images a second, seconds per image and multiply-add) of real steps on this machine's first device."""
     import torch
 
+    from harness.batches import Draws, Part, pick_device
     from harness.execution import Plan
-    from harness.step import Draws, Part, make_step
-    from harness.trial import pick_device
+    from harness.step import make_step
 
     device = pick_device("auto")
     side = data.input_size

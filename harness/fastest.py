@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from architectures._summary import summarize
-from harness import checkpoint, datasets, execution, kernels, plugins, results
+from harness import checkpoint, datasets, execution, native, plugins, results
+from harness.batches import Draws, Part
 from harness.config import Trial
 from harness.execution import Plan, compiled_mark, compiler, compiling, shape_key
 from harness.progress import Progress
-from harness.step import Draws, Dropout, Part, make_step
+from harness.step import Dropout, make_step
 
 TOLERANCE = {"float32": 0.05, "bfloat16": 0.2, "float16": 0.1}  # of each gradient, relative to its norm
 MARGIN = 0.03  # a plan must be so much faster than the rule's, or timing noise would choose
@@ -138,7 +139,7 @@ def choose(trial: Trial, num_classes: int, input_size: int, device: torch.device
     first_seconds: dict[Plan, float] = {}  # to build, compile and take two steps
     seconds, reference, short_of_time = LEAST_SECONDS, None, False
     for plan in dict.fromkeys([eager, *plans]):
-        mark = kernels.library_file() if plan.compile == "kernels" else compiled_mark(plan, shape)
+        mark = native.library_file() if plan.compile == "kernels" else compiled_mark(plan, shape)
         cost = COMPILE_SECONDS[plan.compile][mark.exists()]
         if plan not in (eager, rule) and time.perf_counter() - started + cost > seconds:
             reasons[plan] = f"may cost {cost:.0f} s, more than measuring may"

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from harness import checkpoint, datasets, results
+from harness.batches import Normalizer, Part, autocast
 from harness.config import Augmentation, Trial
 from harness.execution import Plan
-from harness.step import Normalizer, Part, autocast
 
 KEPT_BYTES = 20 << 30  # of all features; those that were not used for longest go
 

@@ -43,10 +43,10 @@ def main(config: Inspect) -> int:
     from PIL.Image import Resampling
 
     from harness import checkpoint, figures
+    from harness.batches import Normalizer
     from harness.config import Trial
     from harness.datasets.images import read_rgb
-    from harness.step import Normalizer
-    from harness.trial import restore
+    from harness.evaluation import restore
 
     data = recorded["data"]
     side = data["input_size"]

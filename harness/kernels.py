@@ -3,151 +3,33 @@
 PyTorch's CPU kernels for Mish and for 2x2 max pooling move far more memory and time than their arithmetic needs;
 torch.compile, which could fuse them, turns max pooling into scalar code. Its convolutions are near the processor's
 limit: what is left is to multiply less, with Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308).
-kernels.cpp, winograd.cpp and direct.cpp beside this file have the loops; they are compiled once on a node.
+kernels.cpp, winograd.cpp and direct.cpp have the loops, which native.py compiles and calls.
 
 Values and gradients are those of PyTorch to rounding; Winograd's rounding error is some ten times that of a direct
 convolution in float32, far below bfloat16's. Of equal pixels the first counts as in PyTorch; under bfloat16 the
 largest is found before rounding. Of an infinite pixel a whole Winograd tile becomes not-a-number.
 """
 
-import contextlib
-import ctypes
-import hashlib
 import math
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from fractions import Fraction
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from harness import execution, results
+from harness import native
+from harness.native import WINOGRAD, call
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "winograd.cpp", "direct.cpp")]
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-Wno-psabi", "-fPIC", "-shared")
 LANES = 16  # channels at a time, as in kernels.cpp
 ROWS = 8  # tiles at a time, in winograd.cpp
 PANEL, SPAN = 32, 2  # filters and pooled pixels at a time, in direct.cpp
 
-# Kernel size -> outputs a side of a tile, and the points at which the polynomials are evaluated (and infinity).
-WINOGRAD = {3: (4, "0 1 -1 2 -2"), 5: (4, "0 1 -1 2 -2 1/2 -1/2")}
 # A convolution of C to K channels gains where C * K / (C + K) is at least so much: what is saved grows with the
 # product, what the transforms move with the sum.
 LEAST_CHANNELS = 20.0
 LEAST_USED = 0.7  # of the pixels that whole tiles cover
 FEW_CHANNELS = 4  # of the images that direct.cpp is for
 CACHE = 2 << 20  # bytes of transformed tiles at a time and thread
-
-Matrix = list[list[Fraction]]
-
-
-def cook_toom(m: int, r: int, points: Sequence[Fraction]) -> tuple[Matrix, Matrix, Matrix]:
-    """(A', G, B') of F(m, r): m outputs of a correlation with r weights are A' [(G w) * (B' x)].
-
-    n = m + r - 1 inputs, n - 1 `points` and infinity. A' is m x n, G n x r, B' n x n.
-    """
-    one, zero = Fraction(1), Fraction(0)
-
-    def product(of: Sequence[Fraction]) -> list[Fraction]:
-        """Coefficients of the polynomial with these roots, the constant first."""
-        found = [one]
-        for root in of:
-            found = [a - root * b for a, b in zip([zero, *found], [*found, zero], strict=True)]
-        return found
-
-    others = [[p for p in points if p != point] for point in points]
-    a = [[point**i for point in points] + [one if i == m - 1 else zero] for i in range(m)]
-    g = [
-        [p**k / math.prod((p - q for q in rest), start=one) for k in range(r)]
-        for p, rest in zip(points, others, strict=True)
-    ]
-    b = [[*product(rest), zero] for rest in others]
-    return a, [*g, [zero] * (r - 1) + [one]], [*b, product(points)]
-
-
-@cache
-def _source() -> str:
-    """The sources, and the `Transform<R>` that they need before them."""
-
-    def table(name: str, matrix: Matrix) -> str:
-        rows = ", ".join("{" + ", ".join(f"{float(v)!r}f" for v in row) + "}" for row in matrix)
-        return f"static constexpr float {name}[{len(matrix)}][{len(matrix[0])}] = {{{rows}}};"
-
-    def turned(matrix: Matrix) -> Matrix:
-        return [list(column) for column in zip(*matrix, strict=True)]
-
-    text = "template <int R> struct Transform;\n"
-    for r, (m, points) in WINOGRAD.items():
-        a, g, b = cook_toom(m, r, [Fraction(p) for p in points.split()])
-        named = {"A": a, "At": turned(a), "G": g, "Gt": turned(g), "B": b}
-        tables = " ".join(table(name, matrix) for name, matrix in named.items())
-        text += f"template <> struct Transform<{r}> {{ static constexpr int M = {m}, N = {m + r - 1}; {tables} }};\n"
-    return text + "".join(source.read_text() for source in SOURCES)
-
-
-def library_file() -> Path:
-    """Where the sources are, or will be, compiled for this processor."""
-    known = "\0".join([_source(), execution.compiler("cpu") or "", _instructions(), *FLAGS])
-    return execution.compiled_folder() / f"kernels-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
-
-
-def _instructions() -> str:
-    """What this processor can do; two with one name may differ in it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return line
-    return results.environment()["cpu"]
-
-
-@cache
-def library() -> ctypes.CDLL:
-    """The sources compiled for this processor, from the cache or now, by one process of a node while others wait.
-
-    RuntimeError where that fails.
-    """
-    from filelock import FileLock
-
-    file = library_file()
-    with FileLock(file.with_suffix(".lock")):
-        with contextlib.suppress(OSError):  # not there, or not whole
-            return ctypes.CDLL(str(file))
-        compiler = execution.compiler("cpu")
-        if compiler is None:
-            raise RuntimeError("no C++ compiler on this machine")
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            made = Path(folder) / file.name
-            # Some compilers come without OpenMP; on macOS a second one beside PyTorch's ends the process.
-            for openmp in (["-fopenmp"], []) if sys.platform == "linux" else ([],):
-                command = [compiler, *FLAGS, *openmp, "-x", "c++", "-", "-o", str(made)]
-                try:
-                    subprocess.run(command, input=_source(), capture_output=True, text=True, check=True)
-                    loaded = ctypes.CDLL(str(made))
-                    break
-                except (OSError, subprocess.CalledProcessError) as error:
-                    reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
-            else:
-                raise RuntimeError(f"{compiler} failed: {reason}")
-            os.replace(made, file)
-    return loaded
-
-
-def _call(name: str, *arguments: torch.Tensor | int | None) -> None:
-    """That function of the sources, on dense tensors in main memory and int64 numbers, with this process's threads."""
-    assert all(t.device.type == "cpu" for t in arguments if isinstance(t, torch.Tensor))
-    given: list[Any] = [
-        ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(a if a is None else a.data_ptr())
-        for a in (*arguments, torch.get_num_threads())
-    ]
-    getattr(library(), name)(*given)
-
 
 SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 
@@ -169,7 +51,7 @@ class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, kind):
         y = torch.empty_like(x)
-        _call(f"{kind}_{SUFFIXES[x.dtype]}", x, y, x.numel())
+        call(f"{kind}_{SUFFIXES[x.dtype]}", x, y, x.numel())
         ctx.save_for_backward(x)
         ctx.kind = kind
         return y
@@ -179,7 +61,7 @@ class _Activation(torch.autograd.Function):
     def backward(ctx, gradient):
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)
-        _call(f"{ctx.kind}_backward_{SUFFIXES[x.dtype]}", x, gradient.contiguous(), dx, x.numel())
+        call(f"{ctx.kind}_backward_{SUFFIXES[x.dtype]}", x, gradient.contiguous(), dx, x.numel())
         return dx, None
 
 
@@ -189,7 +71,7 @@ class _Pooling(torch.autograd.Function):
         n, h, w, c = x.shape
         y = x.new_empty(n, h // 2, w // 2, c)
         position = torch.empty_like(y, dtype=torch.uint8)
-        _call(f"{kind}_pool_{SUFFIXES[x.dtype]}", x, y, position, n, h, w, c)
+        call(f"{kind}_pool_{SUFFIXES[x.dtype]}", x, y, position, n, h, w, c)
         ctx.save_for_backward(x if kind == "Mish" else y, position)
         ctx.kind, ctx.shape = kind, x.shape
         return y
@@ -199,7 +81,7 @@ class _Pooling(torch.autograd.Function):
     def backward(ctx, gradient):
         given, position = ctx.saved_tensors
         dx = (given.new_zeros if ctx.shape[1] % 2 or ctx.shape[2] % 2 else given.new_empty)(ctx.shape)
-        _call(f"{ctx.kind}_pool_backward_{SUFFIXES[dx.dtype]}", given, gradient.contiguous(), position, dx, *dx.shape)
+        call(f"{ctx.kind}_pool_backward_{SUFFIXES[dx.dtype]}", given, gradient.contiguous(), position, dx, *dx.shape)
         return dx, None
 
 
@@ -229,7 +111,7 @@ class _Convolution(torch.autograd.Function):
             du = x.new_empty(_positions(r), k, c)
             _winograd("correlate", r, x, gradient, ctx.padding, gradient, du)
             dw = torch.empty_like(weight, memory_format=torch.channels_last)
-            _call(f"winograd_filters_backward_{r}", du, dw, k, c)
+            call(f"winograd_filters_backward_{r}", du, dw, k, c)
         if ctx.needs_input_grad[2]:
             db = gradient.sum((0, 1, 2))
         return dx, dw, db, None
@@ -244,7 +126,7 @@ class _DirectPooling(torch.autograd.Function):
         y = x.new_empty(x.shape[0], *((side - r + 1) // 2 for side in x.shape[1:3]), k)
         position = torch.empty_like(y, dtype=torch.uint8)
         u = weight.reshape(k // PANEL, PANEL, *weight.shape[1:]).permute(0, 3, 4, 2, 1).contiguous()
-        _call("direct_pool", x, u, bias, y, position, *x.shape, k, r)
+        call("direct_pool", x, u, bias, y, position, *x.shape, k, r)
         ctx.save_for_backward(x, y, position)
         ctx.weight = weight.shape
         return y
@@ -255,7 +137,7 @@ class _DirectPooling(torch.autograd.Function):
         x, y, position = ctx.saved_tensors
         k, c, r, _ = ctx.weight
         du = x.new_zeros(torch.get_num_threads(), k // PANEL, r * r * c + 1, PANEL)
-        _call("direct_pool_backward", x, y, gradient.contiguous(), position, du, *x.shape, k, r)
+        call("direct_pool_backward", x, y, gradient.contiguous(), position, du, *x.shape, k, r)
         du = du.sum(0)
         dw = du[:, :-1].reshape(k // PANEL, r, r, c, PANEL).permute(0, 4, 3, 1, 2).reshape(ctx.weight)
         return None, dw, du[:, -1].reshape(k) if ctx.needs_input_grad[2] else None
@@ -273,7 +155,7 @@ def _winograd(kernel: str, r: int, x: torch.Tensor, y: torch.Tensor, padding: in
     chunk = min(max(room, c * k) // (c + k), tiles)
     chunk = -(-chunk // ROWS) * ROWS
     v, m = (x.new_empty(_positions(r) * (chunk * channels + LANES)) for channels in (c, k))
-    _call(f"winograd_{kernel}_{r}", x, *given, v, m, *x.shape, *y.shape[1:], padding, chunk)
+    call(f"winograd_{kernel}_{r}", x, *given, v, m, *x.shape, *y.shape[1:], padding, chunk)
 
 
 def _positions(r: int) -> int:
@@ -290,7 +172,7 @@ def _filters(weight: torch.Tensor, turned: bool = False) -> torch.Tensor:
     """[K, C, R, R] transformed, in the order in which the kernels read them; `turned` as backward needs them."""
     k, c, r, _ = weight.shape
     u = weight.new_empty(_positions(r), k, c)
-    _call(f"winograd_filters_{r}", weight.contiguous(memory_format=torch.channels_last), u, k, c, int(turned))
+    call(f"winograd_filters_{r}", weight.contiguous(memory_format=torch.channels_last), u, k, c, int(turned))
     return u
 
 
@@ -371,7 +253,7 @@ def fuse(network: nn.Module) -> nn.Module:
     that the names of all parameters stay. Modules with hooks, which may set weights, stay as they are, and so do
     activations in place whose input others may see.
     """
-    library()
+    native.library()
     for module in list(network.modules()):
         names = list(module._modules)
         in_sequence = type(module).forward is nn.Sequential.forward

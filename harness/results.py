@@ -45,10 +45,13 @@ TRIAL, HISTORY, WEIGHTS, ERROR = "trial.json", "history.csv", "model.safetensors
 HISTORY_COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 CODE = (
     "harness/trial.py",
+    "harness/evaluation.py",
     "harness/step.py",
+    "harness/batches.py",
     "harness/features.py",
     "harness/execution.py",
     "harness/kernels.py",
+    "harness/native.py",
     "harness/kernels.cpp",
     "harness/winograd.cpp",
     "harness/direct.cpp",

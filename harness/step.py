@@ -1,15 +1,12 @@
 """One optimisation step for a device: batch preparation, autocast, forward, backward, update.
 
-Images stay uint8 [N, H, W, C] on the device; augmentation and normalisation work on the batch tensor there. A batch's
-random draws come in from outside, so that a step has no random state of its own but dropout's.
+A batch's random draws come in from outside, so that a step has no random state of its own but dropout's.
 """
 
 import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,83 +14,9 @@ import torch
 from torch import nn
 
 from harness import execution, kernels
-from harness.config import Normalization, Schedule, Trial
+from harness.batches import Draws, Normalizer, Part, Restored, augment, autocast
+from harness.config import Schedule, Trial
 from harness.execution import Plan
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """Mixed precision as named; float32 is no autocast at all."""
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
-
-
-class Normalizer:
-    """uint8 images [N, H, W, 3] -> normalised float images [N, 3, H, W] in that memory format."""
-
-    def __init__(self, normalization: Normalization, device: torch.device, memory_format: str = "channels_last"):
-        # pixel / 255 - mean) / std as one multiplication and one addition
-        scale = [1 / (255 * std) for std in normalization.std]
-        shift = [-mean / std for mean, std in zip(normalization.mean, normalization.std, strict=True)]
-        self.scale = torch.tensor(scale, device=device)
-        self.shift = torch.tensor(shift, device=device)
-        self.memory_format = memory_format
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        normalised = torch.addcmul(self.shift, images.float(), self.scale).permute(0, 3, 1, 2)
-        return normalised if self.memory_format == "channels_last" else normalised.contiguous()
-
-
-class Restored:
-    """Features as harness/features.py keeps them -> features in that memory format; in the place of a Normalizer."""
-
-    def __init__(self, memory_format: str):
-        self.memory_format = memory_format
-
-    def __call__(self, kept: torch.Tensor) -> torch.Tensor:
-        features = kept.permute(0, 3, 1, 2) if kept.dim() == 4 else kept
-        return features if self.memory_format == "channels_last" else features.contiguous()
-
-
-@dataclass(frozen=True)
-class Draws:
-    """The random choices of one epoch: `rows` [n], `flips` bool [n], `shifts` [n, 2] in pixels; None where unused."""
-
-    rows: torch.Tensor
-    flips: torch.Tensor | None
-    shifts: torch.Tensor | None
-
-    @classmethod
-    def of(cls, rows: torch.Tensor, trial: Trial, seed: int) -> "Draws":
-        """Drawn on the CPU, so that every device sees the same ones."""
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(rows), generator=generator)
-        flips = torch.rand(len(rows), generator=generator) < 0.5
-        shifts = torch.randint(0, 2 * trial.augmentation.crop_padding + 1, (len(rows), 2), generator=generator)
-        return cls(
-            rows[order.to(rows.device)],
-            flips.to(rows.device) if trial.augmentation.flip else None,
-            shifts.to(rows.device) if trial.augmentation.crop_padding else None,
-        )
-
-    def batch(self, number: int, size: int) -> "Draws":
-        part = slice(number * size, (number + 1) * size)
-        flips, shifts = (None if t is None else t[part] for t in (self.flips, self.shifts))
-        return Draws(self.rows[part], flips, shifts)
-
-
-def augment(images: torch.Tensor, draws: Draws, padding: int) -> torch.Tensor:
-    """Per-image horizontal flip and padded crop (black border) of uint8 images [B, H, W, 3]."""
-    if draws.flips is not None:
-        images = torch.where(draws.flips[:, None, None, None], images.flip(2), images)
-    if draws.shifts is not None:
-        count, height, width, _ = images.shape
-        padded = nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
-        batch = torch.arange(count, device=images.device)[:, None, None]
-        rows = (draws.shifts[:, 0, None] + torch.arange(height, device=images.device))[:, :, None]
-        columns = (draws.shifts[:, 1, None] + torch.arange(width, device=images.device))[:, None, :]
-        images = padded[batch, rows, columns]
-    return images
 
 
 def learning_rate_factor(schedule: Schedule, step: int, total_steps: int, steps_per_epoch: int) -> float:
@@ -236,19 +159,6 @@ def _structure(network: nn.Module) -> tuple[Any, ...]:
         for name, t in [*network.named_parameters(), *network.named_buffers()]
     ]
     return tuple(modules), tuple(tensors)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Labels [M] and images uint8 [M, H, W, 3], of which `rows` are meant; too many images stay off the device."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    rows: torch.Tensor
-
-    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and labels of these rows, on the device of `rows`."""
-        return self.images[rows.to(self.images.device)].to(rows.device), self.labels[rows]
 
 
 class Step:

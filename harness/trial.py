@@ -13,32 +13,20 @@ import math
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from architectures._summary import Summary, summarize
-from harness import checkpoint, datasets, execution, features, kernels, plugins, results
+from harness import checkpoint, execution, features, native, plugins, results
+from harness.batches import Draws, device_data, pick_device
 from harness.config import Data, Trial
+from harness.evaluation import EVALUATION_BATCH, Evaluation, evaluate_test
 from harness.execution import Plan
 from harness.ledger import Ledger
 from harness.saver import Saver
-from harness.step import (
-    Draws,
-    Normalizer,
-    Part,
-    autocast,
-    forget_compiled,
-    learning_rate_factor,
-    make_step,
-    to_device,
-)
-
-EVALUATION_BATCH = 500
+from harness.step import forget_compiled, learning_rate_factor, make_step
 
 
 @dataclass(frozen=True)
@@ -179,7 +167,7 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
     summary = summarize(network, data.input_size)
     if plan.compile == "kernels":
         ledger.enter("compile")
-        kernels.library()
+        native.library()
         ledger.enter("build")
     on_features = features.are_cached(network, config, plan)
     step = make_step(network, config, plan, device, on_features)
@@ -304,7 +292,7 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
         ledger.enter("validate")
         plain = plugins.build_network(config, len(data.classes), data.input_size, restoring=True)
         plain.load_state_dict(best_state)
-        test_loss, test_accuracy = _read_test(plain, config, device, parts["test"])
+        test_loss, test_accuracy = evaluate_test(plain, config, device, parts["test"])
         ledger.enter("checkpoint")
         record["metrics"] |= {"test_accuracy": test_accuracy, "test_loss": test_loss}
     if job.folder is not None:
@@ -324,101 +312,6 @@ def oldest_is_lowest(history: list[dict[str, Any]], count: int) -> bool:
     """The report's early stop: of the last `count` validation losses the oldest is the lowest."""
     losses = [row["val_loss"] for row in history[-count:]]
     return len(losses) == count and losses[0] == min(losses)
-
-
-class Evaluation:
-    """Loss and accuracy of a network over the images of a part, dropout off; the same batches every time.
-
-    `normalize`: from what the part holds to what `forward` takes, by default the network itself.
-    """
-
-    def __init__(self, network: nn.Module, normalize: Any, device: torch.device, forward: Any = None):
-        self.network, self.device = network, device
-        self.normalize, self.forward = normalize, network if forward is None else forward
-
-    def logits(self, part: Part, precision: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(logits float32 [B, classes], labels [B]) batch after batch."""
-        self.network.eval()
-        for rows in part.rows.split(EVALUATION_BATCH):
-            images, labels = part.batch(rows)
-            with torch.no_grad(), autocast(precision, self.device):
-                logits = self.forward(self.normalize(images)).float()
-            yield logits, labels
-
-    def __call__(self, part: Part, precision: str) -> tuple[float, float]:
-        """(mean cross-entropy, accuracy)"""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for logits, labels in self.logits(part, precision):
-            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-            sums += torch.stack((loss.double(), (logits.argmax(1) == labels).sum().double()))
-        loss, accuracy = (sums / len(part.rows)).tolist()
-        return loss, accuracy
-
-
-def restore(folder: Path, record: Mapping[str, Any], num_classes: int, input_size: int) -> nn.Module:
-    """The trained network of a finished trial, on the CPU in eval mode; ValueError where its weights are torn or not
-    there."""
-    if not (folder / results.WEIGHTS).is_file():
-        raise ValueError(
-            f"{folder / results.WEIGHTS}: only the trial's results are here; remove {folder / results.TRIAL} and give "
-            "the command again to train it here"
-        )
-    config = Trial.model_validate(record["config"])
-    network = plugins.build_network(config, num_classes, input_size, restoring=True)
-    network.load_state_dict(checkpoint.load_weights(folder / results.WEIGHTS, record["weights_sha256"]))
-    return network.eval()
-
-
-def read_test(folder: Path, record: dict[str, Any], data: Data, device: str = "auto") -> dict[str, Any]:
-    """The record with the test set read for its kept weights, in float32; also written to trial.json."""
-    target = pick_device(device)
-    dataset, parts = device_data(data.model_dump_json(), str(target))
-    config = Trial.model_validate(record["config"])
-    network = restore(folder, record, len(dataset.classes), dataset.input_size)
-    test_loss, test_accuracy = _read_test(network, config, target, parts["test"])
-    record = {**record, "metrics": {**record["metrics"], "test_accuracy": test_accuracy, "test_loss": test_loss}}
-    return results.write_trial(folder, record)
-
-
-def _read_test(network: nn.Module, config: Trial, device: torch.device, part: Part) -> tuple[float, float]:
-    """(loss, accuracy) of the network as it was built, eager and in float32, whatever plan trained it."""
-    normalize = Normalizer(config.normalization, device, "channels_last")
-    return Evaluation(to_device(network, device), normalize, device)(part, "float32")
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-
-@lru_cache(maxsize=1)
-def device_data(data_json: str, device: str) -> tuple[datasets.Dataset, dict[str, Part]]:
-    """The data set and its parts as tensors; a process that runs trial after trial loads it once.
-
-    On a GPU everything moves there that leaves half of its free memory to the network; on CPU the tensors map the
-    machine's cache, one copy for all processes.
-    """
-    data = datasets.load(Data.model_validate_json(data_json))
-    images_device = device
-    if device.startswith("cuda"):
-        needed = sum({id(p.images): p.images.nbytes for p in (data.train, data.test)}.values())
-        if needed > torch.cuda.mem_get_info(device)[0] / 2:
-            images_device = "cpu"
-    parts = {}
-    tensors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    for name in ("train", "validation", "test"):
-        part = getattr(data, name)
-        if id(part.images) not in tensors:
-            tensors[id(part.images)] = (_tensor(part.images).to(images_device), _tensor(part.labels).to(device))
-        parts[name] = Part(*tensors[id(part.images)], torch.from_numpy(part.rows).to(device))
-    return data, parts
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    """Shares the mapped memory; copy-on-write, because PyTorch has no read-only tensors."""
-    if isinstance(array, np.memmap) and array.filename is not None:
-        array = np.load(array.filename, mmap_mode="c")
-    return torch.from_numpy(array)
 
 
 def derive(seed: int, *purpose: str | int) -> int:

@@ -177,8 +177,8 @@ def check_code(run: "RunDirectory", architectures: set[str], accepted: bool, pro
 def confirm(planner: "Planner", run: "RunDirectory", progress: "Progress") -> None:
     """Train the best of a search again on fresh seeds; then read the test set, for the winner alone."""
     from harness import stats
+    from harness.evaluation import read_test
     from harness.search import run_planned
-    from harness.trial import read_test
 
     settings = planner.search
     searched = stats.ranking([r for r in run.trials() if r["stage"] == "search"], settings.metric)

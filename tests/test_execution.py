@@ -108,7 +108,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_candidate_that_computes_something_else_is_left_out(monkeypatch, precision, fault):
     """Planted faults in the kernels; without one the candidate stays."""
-    right, other = kernels._call, FAULTS[fault]
+    right, other = kernels.call, FAULTS[fault]
 
     def wrong(name, *arguments):
         kind, _, dtype = name.rpartition("_")
@@ -120,7 +120,7 @@ def test_a_candidate_that_computes_something_else_is_left_out(monkeypatch, preci
             name = f"{other[kind]}_{dtype}"
         right(name, *arguments)
 
-    monkeypatch.setattr(kernels, "_call", wrong)
+    monkeypatch.setattr(kernels, "call", wrong)
     trial = {"architecture": "final", "options": {"widths": [[4, 32], [64, 64]], "hidden": [16]}, "batch_size": 16}
     choice = choose(
         Trial(**trial, compile="auto", memory_format="channels_last", precision=precision), 10, 16, CPU, 1e4

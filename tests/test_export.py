@@ -19,10 +19,10 @@ from export.onnx import save, to_onnx
 from export.rewrite import rewrite
 from export.runtimes import Unavailable
 from harness import checkpoint, plugins, results
+from harness.batches import Normalizer
 from harness.config import Export, Normalization, Trial
 from harness.progress import Progress
 from harness.results import RunDirectory
-from harness.step import Normalizer
 
 
 def answers(path, images):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from harness import kernels, plugins
+from harness import kernels, native, plugins
 from harness.config import Trial
 from harness.kernels import ActivatedPooling, Activation, PooledConvolution, WinogradConvolution, fuse
 
@@ -109,7 +109,7 @@ def test_what_is_replaced():
 )
 def test_cook_toom_is_exact(m, r, points):
     """Minimal filtering in rational numbers is the correlation itself."""
-    a, g, b = kernels.cook_toom(m, r, [Fraction(p) for p in points.split()])
+    a, g, b = native.cook_toom(m, r, [Fraction(p) for p in points.split()])
     x, w = [Fraction(i * i + 1, 3) for i in range(m + r - 1)], [Fraction(5 - i, 7) for i in range(r)]
     products = [dot(one, w) * dot(other, x) for one, other in zip(g, b, strict=True)]
     assert [dot(row, products) for row in a] == [dot(w, x[i : i + r]) for i in range(m)]
@@ -291,10 +291,10 @@ def test_what_pytorch_refuses_is_refused(weights, shape):
 
 def test_a_broken_library_is_compiled_again(monkeypatch, tmp_path):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
-    kernels.library_file().write_bytes(b"")
-    kernels.library.cache_clear()
+    native.library_file().write_bytes(b"")
+    native.library.cache_clear()
     same(Activation(), nn.Mish(), torch.randn(10), 1e-5)
-    assert kernels.library_file().stat().st_size
+    assert native.library_file().stat().st_size
 
 
 def test_a_compiler_that_fails_is_an_error(monkeypatch, tmp_path):
@@ -302,10 +302,10 @@ def test_a_compiler_that_fails_is_an_error(monkeypatch, tmp_path):
     (tmp_path / "cc").chmod(0o755)
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", str(tmp_path / "cc"))
-    kernels.library.cache_clear()
+    native.library.cache_clear()
     try:
         with pytest.raises(RuntimeError, match="cc failed: no such flag"):
-            kernels.library()
+            native.library()
     finally:
-        kernels.library.cache_clear()
-    assert not kernels.library_file().exists()
+        native.library.cache_clear()
+    assert not native.library_file().exists()

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from harness.batches import Draws, Normalizer, Part, augment
 from harness.config import Augmentation, Normalization, Optimizer, Schedule, Trial
 from harness.execution import Plan
-from harness.step import Draws, Normalizer, Part, augment, learning_rate_factor, make_step
+from harness.step import learning_rate_factor, make_step
 
 CPU = torch.device("cpu")
 

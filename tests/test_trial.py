@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from harness import checkpoint, results
 from harness.config import Data, Trial
-from harness.trial import Job, oldest_is_lowest, read_test, restore, train, training
+from harness.evaluation import read_test, restore
+from harness.trial import Job, oldest_is_lowest, train, training
 
 NARROW = {"widths": [8, 16], "hidden": [16], "kernel_size": 3}
 

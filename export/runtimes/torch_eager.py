@@ -9,8 +9,8 @@ from torch import nn
 
 from export import Artifact
 from export.runtimes import Predict, Unavailable
+from harness.evaluation import restore
 from harness.step import to_device
-from harness.trial import restore
 
 FORMAT = "torch"
 
