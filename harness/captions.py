@@ -114,7 +114,7 @@ def of_export(run: results.RunDirectory, manifest: Mapping[str, Any]) -> Shown:
     """What the exported network is right and wrong about."""
     import numpy as np
 
-    from harness import checkpoint, figures
+    from harness import checkpoint, figures, pictures
 
     yield (
         "accuracy_by_class",
@@ -130,7 +130,7 @@ def of_export(run: results.RunDirectory, manifest: Mapping[str, Any]) -> Shown:
     wrong = manifest.get("mistakes", {"images": []})
     if wrong["images"] and checkpoint.is_whole(images, wrong["sha256"]):
         caption = "Test images that it is most confidently wrong about: predicted class, its probability, true class."
-        yield "mistakes", caption, figures.mistakes(np.load(images), wrong["images"])
+        yield "mistakes", caption, pictures.mistakes(np.load(images), wrong["images"])
 
 
 def of_inference(

@@ -213,19 +213,6 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure
     return figure
 
 
-def mistakes(images: np.ndarray, described: Sequence[Mapping[str, Any]]) -> Figure:
-    """`images` uint8 [N, H, W, 3]; `described`: label, predicted, probability of each."""
-    columns = min(6, len(images))
-    lines = -(-len(images) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(WIDTH, 1.75 * lines), layout="constrained", squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, image, one in zip(axes.flat, images, described, strict=False):
-        axis.imshow(image, interpolation="nearest")
-        axis.set_title(f"{one['predicted']} {100 * one['probability']:.0f} %\nis {one['label']}", fontsize=8)
-    return figure
-
-
 def parallel_parameters(table: pd.DataFrame, metric: str) -> Figure:
     """Parallel coordinates: a line a trial over its parameters, coloured by `metric`, the last axis.
 
@@ -365,35 +352,6 @@ def accuracy_by_class(confusion: Sequence[Sequence[int]], classes: Sequence[str]
         axis.annotate(f"{value:.1f}", (1, row), va="center", fontsize=9, color="white" if value > 8 else "0.2")
     axis.axvline(100 * counts.trace() / counts.sum(), color="0.3", linewidth=1, linestyle="--")
     axis.set(xlabel="test accuracy, % (dashed: all classes)", ylabel="", xlim=(0, 100))
-    return figure
-
-
-def filters(weights: np.ndarray, name: str) -> Figure:
-    """`weights` [K, C, R, R]: in colour where C is 3, each stretched to its own range; else the mean over C."""
-    images = weights.transpose(0, 2, 3, 1) if weights.shape[1] == 3 else weights.mean(1)
-    low, high = (f(images.reshape(len(images), -1), 1).reshape(-1, *[1] * (images.ndim - 1)) for f in (np.min, np.max))
-    return _tiles((images - low) / np.maximum(high - low, 1e-12), f"{len(images)} filters of {name}", cmap="gray")
-
-
-def activations(image: np.ndarray, answers: np.ndarray, name: str) -> Figure:
-    """`image` uint8 [H, W, 3] and what a convolution answers to it, [K, H', W']: negative blue, positive red."""
-    reach = float(np.quantile(np.abs(answers), 0.99)) or 1.0
-    title = f"The image, and {len(answers)} channels of {name} ({answers.shape[1]}x{answers.shape[2]})"
-    return _tiles([image, *answers], title, cmap="RdBu_r", vmin=-reach, vmax=reach)
-
-
-def _tiles(images: Sequence[np.ndarray], title: str, **shown: Any) -> Figure:
-    columns = 8 if len(images) > 12 else 4
-    lines = -(-len(images) // columns)
-    side = WIDTH / columns
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(WIDTH, side * lines + 0.4), layout="constrained", squeeze=False
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, image in zip(axes.flat, images, strict=False):
-        axis.imshow(image, interpolation="nearest", **({} if image.ndim == 3 else shown))
-    figure.suptitle(title, fontsize=10)
     return figure
 
 

@@ -42,7 +42,7 @@ def main(config: Inspect) -> int:
     import torch
     from PIL.Image import Resampling
 
-    from harness import checkpoint, figures
+    from harness import checkpoint, figures, pictures
     from harness.batches import Normalizer
     from harness.config import Trial
     from harness.datasets.images import read_rgb
@@ -57,9 +57,9 @@ def main(config: Inspect) -> int:
     folder = run.path / "inspect" / record["id"] / config.image.name
     (first_name, filters, first), (last_name, _, last) = found[0], found[-1]
     shown = {
-        "filters": figures.filters(filters[: config.channels].numpy(), first_name),
-        "first": figures.activations(pixels, first[: config.channels].numpy(), first_name),
-        "last": figures.activations(pixels, last[: config.channels].numpy(), last_name),
+        "filters": pictures.filters(filters[: config.channels].numpy(), first_name),
+        "first": pictures.activations(pixels, first[: config.channels].numpy(), first_name),
+        "last": pictures.activations(pixels, last[: config.channels].numpy(), last_name),
     }
     for name, figure in shown.items():
         checkpoint.write_atomically(folder / f"{name}.png", figures.png(figure))

@@ -6,7 +6,7 @@ import torch
 from conftest import command, records
 from PIL import Image
 
-from harness import figures, plugins
+from harness import pictures, plugins
 from harness.config import Trial
 from harness.errors import BadInput
 from harness.inspect import seen
@@ -36,7 +36,7 @@ def test_every_architecture(name):
 
 def test_filters_fill_their_range():
     weights = np.random.default_rng(0).normal(size=(5, 3, 3, 3)).astype(np.float32)
-    picture = figures.filters(weights, "0")
+    picture = pictures.filters(weights, "0")
     shown = [axis.images[0].get_array() for axis in picture.axes if axis.images]
     assert len(shown) == 5
     assert all(one.min() == 0 and one.max() == pytest.approx(1) for one in shown)
