@@ -172,7 +172,7 @@ def save_generation(folder: Path, sequence: int, tensors: Mapping[str, "torch.Te
     content = save(dense, {"about": json.dumps(about)})
     path = folder / f"checkpoint-{sequence:08d}-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
     write_atomically(path, content)
-    if not _whole(path, path.read_bytes()):
+    if not _named(path, sha256(path)):
         raise OSError(f"{path}: does not read back as it was written")
     for old in generations(folder)[2:]:
         old.unlink()
@@ -183,7 +183,7 @@ def load_generation(path: Path) -> tuple[dict[str, "torch.Tensor"], Any]:
     from safetensors.torch import load
 
     content = path.read_bytes()
-    if not _whole(path, content):
+    if not _named(path, hashlib.sha256(content).hexdigest()):
         raise ValueError(f"{path}: is not what its name says that was written")
     header = content[8 : 8 + int.from_bytes(content[:8], "little")]  # of which the library gives no bytes' metadata
     return load(content), json.loads(json.loads(header)["__metadata__"]["about"])
@@ -194,6 +194,7 @@ def remove_generations(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _whole(path: Path, content: bytes) -> bool:
+def _named(path: Path, digest: str) -> bool:
+    """Whether a checkpoint's name has that SHA-256."""
     named = _GENERATION.fullmatch(path.name)
-    return named is not None and hashlib.sha256(content).hexdigest()[:32] == named[2]
+    return named is not None and digest[:32] == named[2]

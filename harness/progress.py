@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from harness.checkpoint import StorageError, storage_errors_of
+
 PLAIN_EVERY_SECONDS = 20.0
 
 
@@ -20,22 +22,35 @@ class Progress:
     def __init__(self, log: Path | None = None, console: Console | None = None):
         self.console = console or Console(stderr=False, highlight=False, soft_wrap=True)
         self.log = log
+        self._lost: StorageError | None = None
         self._live: Status | None = None
         self._last_plain = time.monotonic()
 
     def line(self, text: str) -> None:
         self.console.print(escape(text))
-        if self.log is not None:
-            with contextlib.suppress(OSError), self.log.open("a") as file:  # a full disk is told where it matters
-                file.write(f"{datetime.datetime.now().isoformat(timespec='seconds')} {text}\n")
+        self._append(f"{datetime.datetime.now().isoformat(timespec='seconds')} {text}\n")
 
     def failure(self, what: str, error: BaseException) -> None:
         """One line for the person; the traceback for run.log."""
         lines = str(error).strip().splitlines()
         self.line(f"{what}: {type(error).__name__}: {lines[0] if lines else ''}")
-        if self.log is not None:
-            with contextlib.suppress(OSError), self.log.open("a") as file:
-                traceback.print_exception(error, file=file)
+        self._append("".join(traceback.format_exception(error)))
+
+    def _append(self, text: str) -> None:
+        if self.log is None:
+            return
+        try:
+            with storage_errors_of(self.log), self.log.open("a") as file:
+                file.write(text)
+        except StorageError as error:
+            self._lost = error
+        except OSError:  # the folder was moved away: told by who works in it
+            pass
+
+    def check_logged(self) -> None:
+        """StorageError where the log lacks something: results come first, so only at the end of what was done."""
+        if self._lost is not None:
+            raise self._lost
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:

@@ -148,7 +148,7 @@ class RunDirectory:
         return self.path / "run.copy.json"
 
     def _configure(self, configuration: Mapping[str, Any]) -> None:
-        for file in (self._copy, self.configuration_file):
+        for file in (self.configuration_file, self._copy):  # a folder with the copy alone would be nobody's run
             checkpoint.write_json(file, configuration)
 
     def tell_notices(self, tell: Callable[[str], None]) -> None:

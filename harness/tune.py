@@ -92,7 +92,10 @@ def main(resolved: plan.Resolved) -> int:
                 progress.failure(f"stage {stage} failed", error)
                 if "--debug" in sys.argv:
                     raise
-    return summary(run, config, failed, time.monotonic() - started, progress)
+    code = summary(run, config, failed, time.monotonic() - started, progress)
+    if code == 0:
+        progress.check_logged()
+    return code
 
 
 def run_stage(
