@@ -2,9 +2,10 @@
 
 Pairs of trials in this process, the same but for `trial.checkpoint_seconds`: as by default, and none. Both of a pair
 advance by half an epoch in turn, which of them first is drawn each time, so that a machine that slows down for a while
-slows down both; a trial's seconds are all but those in which it waits for the other. As that is half of the time, the
-clock of `trial.checkpoint_seconds` is given twice as much: it saves as often, by its own time, as a trial alone. Says how much longer the one with checkpoints takes, with its 95 % interval
-over pairs, and what its ledger booked for writing files. `out`: a row a trial.
+slows down both; a trial's seconds are all but those in which it waits for the other. As those are half of the time, it
+gets twice the default's seconds: in its own time it saves as often as a trial alone. Says how much longer the one with
+checkpoints takes, with its 95 % interval over pairs, and what its ledger booked for writing files. `out`: a row a
+trial.
 
     python -m benchmarks.saving data.name=images data.root=DIR data.limit=500
 """
@@ -42,9 +43,11 @@ def main(config: Saving) -> int:
     rows: list[dict[str, Any]] = []
     base = {"architecture": config.architecture, "epochs": config.epochs, "optimizer": {"name": "adam", "lr": 5e-4}}
     base |= {"precision": config.precision, "compile": config.compile}
-    default = Trial.model_fields["checkpoint_seconds"].default
-    arms = {"default": 2 * default, "none": None}  # of a pair each waits half of the time
-    arms = {name: Trial.model_validate(base | {"checkpoint_seconds": seconds}) for name, seconds in arms.items()}
+    twice = 2 * Trial.model_fields["checkpoint_seconds"].default  # of a pair each waits half of the time
+    arms = {
+        name: Trial.model_validate(base | {"checkpoint_seconds": seconds})
+        for name, seconds in {"default": twice, "none": None}.items()
+    }
     with tempfile.TemporaryDirectory() as top:
         train(Job(arms["none"].model_copy(update={"epochs": 1}), config.data))  # warms up
         for pair in range(config.pairs):
