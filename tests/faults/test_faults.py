@@ -36,6 +36,7 @@ from harness import checkpoint, execution, results
 from harness.checkpoint import StorageError
 from harness.config import Trial
 from harness.errors import BadInput
+from harness.progress import Progress
 from harness.results import RunDirectory
 from harness.trial import Job, train, training
 
@@ -170,6 +171,16 @@ def test_what_does_not_fit_leaves_what_was_there(tmp_path):
         checkpoint.write_atomically(file, "x" * 1000)
     assert file.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_log_that_lacks_a_line_is_told_in_the_end(tmp_path):
+    """Meanwhile results come first."""
+    progress = Progress(tmp_path / "run.log")
+    with largest_file(10):
+        progress.line("one")
+        progress.line("two")
+    with pytest.raises(StorageError, match=r"run\.log: file too large, [\d,]+ bytes free there"):
+        progress.check_logged()
 
 
 def test_a_trial_whose_weights_do_not_fit_goes_on_later(tmp_path, digits):
