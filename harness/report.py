@@ -51,7 +51,7 @@ def write_report(run: results.RunDirectory, progress: "Progress") -> None:
     winner = stats.winning_trial(ranked[0], metric)["id"] if ranked else None
     manifests.sort(key=lambda m: m["id"] != winner)
     summary, rounds = _table(run, "inference_summary.csv", winner), _table(run, "inference.csv", winner)
-    findings, variants = findings_of(recorded, records), variants_of(recorded, records)
+    findings, variants = _findings(recorded, records), _variants(recorded, records)
 
     verdict = _verdict(run, winner)
     shown = [
@@ -92,12 +92,12 @@ def write_report(run: results.RunDirectory, progress: "Progress") -> None:
     checkpoint.write_atomically(run.path / "report" / "index.html", page)
 
 
-def findings_of(recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> list[stats.Finding]:
+def _findings(recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> list[stats.Finding]:
     """What became of the claims of an ablation."""
     return stats.findings([Claim(**claim) for claim in recorded.get("claims", [])], records)
 
 
-def variants_of(recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _variants(recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each variant of an ablation, in its order: test accuracy over seeds, what is published, cost."""
     rows = []
     groups = {
