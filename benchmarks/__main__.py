@@ -19,6 +19,7 @@ def main(config: BenchmarkConfig) -> int:
     progress = Progress(run.path / "run.log")
     with run.locked(), progress.live():
         benchmark_exported(run, config.benchmark, progress)
+    progress.check_logged()
     return 0
 
 

@@ -31,6 +31,7 @@ def main(config: ExportConfig) -> int:
     progress = Progress(run.path / "run.log")
     with run.locked(), progress.live():
         export_winner(run, config.export, progress)
+    progress.check_logged()
     return 0
 
 

@@ -31,6 +31,7 @@ def main(config: ReportConfig) -> int:
     with progress.live():
         write_report(run, progress)
     progress.line(f"report {run.path / 'report' / 'index.html'}")
+    progress.check_logged()
     return 0
 
 
@@ -51,7 +52,7 @@ def write_report(run: results.RunDirectory, progress: "Progress") -> None:
     winner = stats.winning_trial(ranked[0], metric)["id"] if ranked else None
     manifests.sort(key=lambda m: m["id"] != winner)
     summary, rounds = _table(run, "inference_summary.csv", winner), _table(run, "inference.csv", winner)
-    findings, variants = _findings(recorded, records), _variants(recorded, records)
+    findings, variants = findings_of(recorded, records), variants_of(recorded, records)
 
     verdict = _verdict(run, winner)
     shown = [
@@ -92,12 +93,12 @@ def write_report(run: results.RunDirectory, progress: "Progress") -> None:
     checkpoint.write_atomically(run.path / "report" / "index.html", page)
 
 
-def _findings(recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> list[stats.Finding]:
+def findings_of(recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> list[stats.Finding]:
     """What became of the claims of an ablation."""
     return stats.findings([Claim(**claim) for claim in recorded.get("claims", [])], records)
 
 
-def _variants(recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def variants_of(recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each variant of an ablation, in its order: test accuracy over seeds, what is published, cost."""
     rows = []
     groups = {
