@@ -162,9 +162,7 @@ def accuracy_over_training(histories: pd.DataFrame, published: float) -> Figure:
         ax=axis,
     )
     axis.axhline(100 * published, color="0.3", linestyle="--", linewidth=1)
-    axis.annotate(
-        f"published {published:g}", (axis.get_xlim()[1], 100 * published), ha="right", va="bottom", fontsize=9
-    )
+    axis.annotate(f" published {published:g}", (axis.get_xlim()[0], 100 * published), va="bottom", fontsize=9)
     axis.set(xlabel="epoch", ylabel="validation accuracy, %")
     return figure
 
@@ -181,7 +179,7 @@ def train_against_test(table: pd.DataFrame, order: Sequence[str]) -> Figure:
         order=order,
         errorbar=("pi", 100),
         linestyle="none",
-        dodge=0.2,
+        dodge=0.4,  # where stripplot puts two
         ax=axis,
     )
     sns.stripplot(rows, x="variant", y="percent", hue="part", order=order, dodge=True, alpha=0.6, legend=False, ax=axis)

@@ -69,9 +69,10 @@ def test_file_tree_is_true():
             assert (TOP / path.replace("<name>.py", "")).exists(), path
 
 
-def test_links_and_pictures_are_there():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (TOP / target).exists(), target
+@pytest.mark.parametrize("page", [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        assert target.startswith(("https://", "#")) or (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("heading", ["An architecture", "A space", "A data set", "A runtime"])
