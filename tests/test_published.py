@@ -1,16 +1,18 @@
-"""docs/published.md says what the trials under benchmarks/results/published/ say, to the last digit."""
+"""docs/published.md says what the trials under benchmarks/results say, to the last digit."""
 
 import re
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from harness import report, results
+from harness import cli, report, results, stats
 from harness.plugins import load, load_space
 
 TOP = Path(__file__).parent.parent
-RUN = results.RunDirectory(TOP / "benchmarks" / "results" / "published")
+RESULTS = TOP / "benchmarks" / "results"
+RUN = results.RunDirectory(RESULTS / "published")
 PAGE = TOP / "docs" / "published.md"
 SPACE = load("tune_spaces", "published", "SPACE")
 RECORDED = {
@@ -20,17 +22,21 @@ RECORDED = {
 }
 
 
+def interval(test: stats.Estimate) -> str:
+    return f"{test.mean:.4f} [{test.low:.4f}, {test.high:.4f}]"
+
+
 def rows() -> list[str]:
     """The table's."""
     machines = {r["variant"]: r["environment"]["cpu"] for r in RUN.trials()}
     lines = []
     for one in report.variants_of(RECORDED, RUN.trials()):
-        test, published = one["test"], one["published"]
+        published = one["published"]
         cells = [
             f"`{one['variant']}`",
             "" if published is None else f"{published:.4f}",
-            f"{test.mean:.4f} [{test.low:.4f}, {test.high:.4f}]",
-            str(test.n),
+            interval(one["test"]),
+            str(one["test"].n),
             f"{one['epochs']:.1f}",
             f"{one['seconds']:,.0f}",
             machines[one["variant"]],
@@ -43,7 +49,40 @@ def sentences() -> list[str]:
     return [f"- {finding.sentence}." for finding in report.findings_of(RECORDED, RUN.trials())]
 
 
-@pytest.mark.parametrize("lines", [rows, sentences])
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def transferred(name: str) -> list[dict]:
+    """Records of a table under results/transfer."""
+    rows = pd.read_csv(RESULTS / "transfer" / f"{name}.csv").to_dict("records")
+    return [cli.nested({str(key): value for key, value in row.items()}) for row in rows]
+
+
+def transfer() -> list[str]:
+    """Ends of the rows of its table, and its sentences."""
+    (block,) = blocks()
+    space: dict = {}
+    exec(block, space)
+    records = transferred("transfer")
+    recorded = {"variants": list(space["SPACE"].variants), "claims": [vars(claim) for claim in space["SPACE"].claims]}
+    ends = [f"| {interval(v['test'])} | {v['seconds']:.0f} |" for v in report.variants_of(recorded, records)]
+    return ends + [f"- {finding.sentence}." for finding in report.findings_of(recorded, records)]
+
+
+def cache() -> list[str]:
+    """Ends of the rows of the table of cached features."""
+    ends = []
+    for variant in ("head", "layer4"):
+        anew, first, later = (
+            next(r["timing"]["wall_seconds"] for r in transferred(name) if (r["variant"], r["seed"]) == (variant, seed))
+            for name, seed in (("uncached", 0), ("cached", 0), ("cached", 1))
+        )
+        ends.append(f"| {anew:.1f} s | {first:.1f} s | {later:.1f} s | {anew / later:.1f} |")
+    return ends
+
+
+@pytest.mark.parametrize("lines", [rows, sentences, transfer, cache])
 def test_the_page_has_every_figure(lines):
     page = PAGE.read_text()
     missing = [line for line in lines() if line not in page]
@@ -60,11 +99,15 @@ def test_every_row_was_trained():
         assert "/" not in (folder / results.TRIAL).read_text()
 
 
-def test_the_spaces_that_it_shows_are_ones(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert blocks
-    for number, block in enumerate(blocks):
-        assert len(block.splitlines()) <= 15
-        file = tmp_path / f"space_{number}.py"
-        file.write_text(block)
-        assert load_space(str(file)).variants
+def test_cached_features_change_no_weights():
+    cached = {(r["variant"], r["seed"]): r["weights_sha256"] for r in transferred("cached")}
+    anew = {(r["variant"], r["seed"]): r["weights_sha256"] for r in transferred("uncached")}
+    assert anew
+    assert anew.items() <= cached.items()
+
+
+def test_the_space_that_it_shows_is_short_and_one(tmp_path):
+    (block,) = blocks()
+    assert len(block.splitlines()) <= 15
+    (tmp_path / "five.py").write_text(block)
+    assert load_space(str(tmp_path / "five.py")).variants

@@ -32,9 +32,9 @@ import pytest
 from conftest import SMALL_RUN, TOP, command, records
 
 from benchmarks import kills
-from harness import checkpoint, execution, results
+from harness import checkpoint, execution, report, results
 from harness.checkpoint import StorageError
-from harness.config import Trial
+from harness.config import ReportConfig, Trial
 from harness.errors import BadInput
 from harness.progress import Progress
 from harness.results import RunDirectory
@@ -181,6 +181,16 @@ def test_a_log_that_lacks_a_line_is_told_in_the_end(tmp_path):
         progress.line("two")
     with pytest.raises(StorageError, match=r"run\.log: file too large, [\d,]+ bytes free there"):
         progress.check_logged()
+
+
+def test_a_report_whose_log_does_not_fit_is_no_success(tmp_path, small_run):
+    run = tmp_path / "run"
+    shutil.copytree(small_run[0], run)
+    with (run / "run.log").open("ab") as log:
+        log.truncate(1 << 26)
+    with largest_file(1 << 26), pytest.raises(StorageError, match=r"run\.log: file too large"):
+        report.main(ReportConfig(run=run))
+    assert (run / "report" / "index.html").stat().st_size > 0
 
 
 def test_a_trial_whose_weights_do_not_fit_goes_on_later(tmp_path, digits):
