@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from harness import checkpoint, plugins, results
-from harness.batches import Normalizer, Part, autocast, device_data, pick_device
-from harness.config import Data, Trial
+from harness.batches import Normalizer, Part, Restored, autocast, device_data, pick_device
+from harness.config import Augmentation, Data, Trial
+from harness.execution import Plan
+from harness.features import Features, are_cached
 from harness.step import to_device
 
 EVALUATION_BATCH = 500
@@ -64,12 +66,20 @@ def read_test(folder: Path, record: dict[str, Any], data: Data, device: str = "a
     dataset, parts = device_data(data.model_dump_json(), str(target))
     config = Trial.model_validate(record["config"])
     network = restore(folder, record, len(dataset.classes), dataset.input_size)
-    test_loss, test_accuracy = evaluate_test(network, config, target, parts["test"])
+    test_loss, test_accuracy = evaluate_test(network, config, target, parts["test"], dataset.fingerprint)
     record = {**record, "metrics": {**record["metrics"], "test_accuracy": test_accuracy, "test_loss": test_loss}}
     return results.write_trial(folder, record)
 
 
-def evaluate_test(network: nn.Module, config: Trial, device: torch.device, part: Part) -> tuple[float, float]:
+def evaluate_test(
+    network: Any, config: Trial, device: torch.device, part: Part, fingerprint: str
+) -> tuple[float, float]:
     """(loss, accuracy) of the network as it was built, eager and in float32, whatever plan trained it."""
-    normalize = Normalizer(config.normalization, device, "channels_last")
-    return Evaluation(to_device(network, device), normalize, device)(part, "float32")
+    network = to_device(network, device)
+    plan = Plan(device.type, "float32", "off", "channels_last", torch.get_num_threads())
+    normalize: Any = Normalizer(config.normalization, device, plan.memory_format)
+    forward: Any = network
+    if are_cached(network, config, plan, Augmentation()):
+        part = Features(network, config, plan, device, fingerprint).of("test", part, EVALUATION_BATCH)
+        normalize, forward = Restored(plan.memory_format), network.head
+    return Evaluation(network, normalize, device, forward)(part, plan.precision)

@@ -2,7 +2,7 @@
 
 A network that has `frozen_prefix` (the names of the parts before anything that is trained), `features(images)` and
 `head(features)` is trained on the answers of `features` where nothing changes an image from epoch to epoch; a trial
-then costs the head alone. Batches are those of training and validation and computed as a step would, so that a trial's
+then costs the head alone. Batches are those of training and evaluation and computed as these would, so that a trial's
 result is the same; code that torch.compile makes of the whole network rounds in other places, so there nothing is kept.
 """
 
@@ -27,52 +27,47 @@ KEPT_BYTES = 20 << 30  # of all features; those that were not used for longest g
 Answer = Callable[[torch.Tensor], torch.Tensor]
 
 
-def are_cached(network: nn.Module, config: Trial, plan: Plan) -> bool:
-    """Whether trials of this configuration train on features."""
+def are_cached(network: nn.Module, config: Trial, plan: Plan, augmentation: Augmentation) -> bool:
+    """Whether features stand in for images that this augmentation changes."""
     has_some = bool(getattr(network, "frozen_prefix", ()))
-    return config.cache_features and has_some and not plan.traces and config.augmentation == Augmentation()
+    return config.cache_features and has_some and not plan.traces and augmentation == Augmentation()
 
 
-def of_parts(
-    network: Any,
-    config: Trial,
-    plan: Plan,
-    device: torch.device,
-    parts: dict[str, Part],
-    fingerprint: str,
-    evaluation_batch: int,
-) -> dict[str, Part]:
-    """Training and validation part with features in the place of images, from the cache or computed now.
+class Features:
+    """Parts with features in the place of images, from the cache or computed now.
 
-    `network`: on the device, as the plan executes it. StorageError where the disk does not take them.
+    `network`: on the device, as the plan executes it.
     """
-    frozen = {n: t for n, t in network.state_dict().items() if any(f".{p}." in f".{n}" for p in network.frozen_prefix)}
-    digest = hashlib.sha256()
-    for name in sorted(frozen):
-        digest.update(name.encode() + frozen[name].detach().cpu().contiguous().numpy().tobytes())
-    fields = {"architecture", "options", "normalization", "batch_size"}
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else results.environment()["cpu"]
-    how = {part: value for part, value in vars(plan).items() if part != "source"}
-    known = [config.model_dump(mode="json", include=fields), how, fingerprint, evaluation_batch, machine]
-    known += [results.environment()["versions"], results.code_digest(config.architecture)]
-    digest.update(json.dumps(known, sort_keys=True).encode())
-    folder = datasets.cache_folder("features")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    normalize = Normalizer(config.normalization, device, plan.memory_format)
 
-    def answer(images: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), autocast(plan.precision, device):
-            return stored(network.features(normalize(images)))
+    def __init__(self, network: Any, config: Trial, plan: Plan, device: torch.device, fingerprint: str):
+        self.network, self.plan, self.device = network, plan, device
+        self.normalize = Normalizer(config.normalization, device, plan.memory_format)
+        self.digest = hashlib.sha256()
+        for name, tensor in sorted(network.state_dict().items()):
+            if any(f".{prefix}." in f".{name}" for prefix in network.frozen_prefix):
+                self.digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        machine = torch.cuda.get_device_name(device) if device.type == "cuda" else results.environment()["cpu"]
+        how = {part: value for part, value in vars(plan).items() if part != "source"}
+        fields = {"architecture", "options", "normalization"}
+        known = [config.model_dump(mode="json", include=fields), how, fingerprint, machine]
+        known += [results.environment()["versions"], results.code_digest(config.architecture)]
+        self.digest.update(json.dumps(known, sort_keys=True).encode())
 
-    found = {}
-    network.eval()
-    for name, size in (("train", config.batch_size), ("validation", evaluation_batch)):
-        part = parts[name]
-        features = kept(folder / f"{digest.hexdigest()[:24]}-{name}.pt", part, size, answer)
-        if device.type == "cuda" and features.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-            features = features.to(device)
-        found[name] = Part(features, part.labels[part.rows], torch.arange(len(part.rows), device=part.rows.device))
-    return found
+    def answer(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), autocast(self.plan.precision, self.device):
+            return stored(self.network.features(self.normalize(images)))
+
+    def of(self, name: str, part: Part, batch_size: int) -> Part:
+        """That part, its features computed in such batches. StorageError where the disk does not take them."""
+        folder = datasets.cache_folder("features")
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        digest = self.digest.copy()
+        digest.update(str(batch_size).encode())
+        self.network.eval()
+        features = kept(folder / f"{digest.hexdigest()[:24]}-{name}.pt", part, batch_size, self.answer)
+        if self.device.type == "cuda" and features.nbytes < torch.cuda.mem_get_info(self.device)[0] / 2:
+            features = features.to(self.device)
+        return Part(features, part.labels[part.rows], torch.arange(len(part.rows), device=part.rows.device))
 
 
 def kept(file: Path, part: Part, size: int, answer: Answer) -> torch.Tensor:

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from architectures._summary import Summary, summarize
-from harness import checkpoint, execution, features, native, plugins, results
+from harness import checkpoint, execution, native, plugins, results
 from harness.batches import Draws, device_data, pick_device
 from harness.config import Data, Trial
 from harness.evaluation import EVALUATION_BATCH, Evaluation, evaluate_test
 from harness.execution import Plan
+from harness.features import Features, are_cached
 from harness.ledger import Ledger
 from harness.saver import Saver
 from harness.step import forget_compiled, learning_rate_factor, make_step
@@ -169,14 +170,16 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
         ledger.enter("compile")
         native.library()
         ledger.enter("build")
-    on_features = features.are_cached(network, config, plan)
+    on_features = are_cached(network, config, plan, config.augmentation)
     step = make_step(network, config, plan, device, on_features)
     network = step.network
     forward: Any = network
     if on_features:
         ledger.enter("data")
-        answers = features.of_parts(network, config, plan, device, parts, data.fingerprint, EVALUATION_BATCH)
-        training_part, validation_part, forward = answers["train"], answers["validation"], network.head
+        answers = Features(network, config, plan, device, data.fingerprint)
+        training_part = answers.of("train", training_part, config.batch_size)
+        validation_part = answers.of("validation", validation_part, EVALUATION_BATCH)
+        forward = network.head
         ledger.enter("build")
     evaluate_now = Evaluation(network, step.normalize, device, forward)
 
@@ -292,7 +295,7 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
         ledger.enter("validate")
         plain = plugins.build_network(config, len(data.classes), data.input_size, restoring=True)
         plain.load_state_dict(best_state)
-        test_loss, test_accuracy = evaluate_test(plain, config, device, parts["test"])
+        test_loss, test_accuracy = evaluate_test(plain, config, device, parts["test"], data.fingerprint)
         ledger.enter("checkpoint")
         record["metrics"] |= {"test_accuracy": test_accuracy, "test_loss": test_loss}
     if job.folder is not None:

@@ -46,7 +46,7 @@ def test_the_same_training(digits, own_features, tmp_path, precision, compile_mo
     assert not own_features.exists()
     first = result(trial(**changes), digits, tmp_path / "first")
     files = {file: file.stat().st_ino for file in own_features.glob("*.pt")}
-    assert len(files) == 2
+    assert len(files) == 3  # training, validation, test
     later = result(trial(**changes), digits, tmp_path / "later")
     assert {file: file.stat().st_ino for file in own_features.glob("*.pt")} == files
     assert plain == first == later
@@ -84,8 +84,9 @@ def test_where_nothing_is_cached():
     network = plugins.build_network(trial(options={"resize": 0}), 10, 32)
 
     def cached(network, **changes):
-        config = trial(compile="off") if not changes else trial(**{"compile": "off"} | changes)
-        return features.are_cached(network, config, Plan.of(config, torch.device("cpu")))
+        config = trial(**{"compile": "off"} | changes)
+        plan = Plan.of(config, torch.device("cpu"))
+        return features.are_cached(network, config, plan, config.augmentation)
 
     assert cached(network)
     assert not cached(network, cache_features=False)
