@@ -8,7 +8,7 @@ the lowest of them. `final_flip` instead keeps the weights of its best validatio
 docs/published.md.
 """
 
-from tune_spaces import Claim, Space
+from tune_spaces import Claim, Space, transfer
 
 MODEL1 = {"architecture": "model1"}
 FINAL = {"architecture": "final", "optimizer.name": "adam", "optimizer.lr": 5e-4}
@@ -36,15 +36,7 @@ SPACE = Space(
         "final_relu": FINAL | {"options.activation": "relu"},
         "final_weight_decay": FINAL | {"optimizer.weight_decay": 5e-4},
         "final_flip": FINAL | {"augmentation.flip": True, "early_stop": None, "keep": "best"},
-        "transfer": {
-            "architecture": "transfer",
-            "options.weights": "imagenet",
-            "normalization.mean": [0.485, 0.456, 0.406],
-            "normalization.std": [0.229, 0.224, 0.225],
-            "batch_size": 32,
-            "optimizer.name": "adam",
-            "optimizer.lr": 5e-4,
-        },
+        "transfer": transfer.SPACE.trial,
     },
     claims=[
         Claim("batch norm helps (model1)", "model1", "model1_no_batchnorm"),
