@@ -19,7 +19,7 @@ ORDER = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer
 class Transfer(nn.Module):
     """`network` behind an enlargement to `resize` pixels, with the named children frozen.
 
-    `frozen_prefix`: the children before the first one that is trained, whose answer never changes.
+    `frozen_prefix`: the paths of the children before the first one that is trained, whose answer never changes.
     """
 
     def __init__(self, network: nn.Module, resize: int, frozen: Sequence[str]):
@@ -33,9 +33,8 @@ class Transfer(nn.Module):
             children[name].requires_grad_(False)
         self.frozen = tuple(frozen)
         trained = [n for n in ORDER if n not in frozen and any(True for _ in children[n].parameters())]
-        self.frozen_prefix = ORDER[: ORDER.index(trained[0])] if trained else ORDER
-        if not any(name in frozen for name in self.frozen_prefix):
-            self.frozen_prefix = ()
+        before = ORDER[: ORDER.index(trained[0])] if trained else ORDER
+        self.frozen_prefix = tuple(f"network.{name}" for name in before if any(part in frozen for part in before))
 
     def train(self, mode: bool = True) -> "Transfer":
         super().train(mode)
@@ -48,8 +47,8 @@ class Transfer(nn.Module):
         if self.resize:
             size = (self.resize, self.resize)
             images = nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
-        for name in self.frozen_prefix:
-            images = self.network.get_submodule(name)(images)
+        for path in self.frozen_prefix:
+            images = self.get_submodule(path)(images)
         return images
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
@@ -89,14 +88,18 @@ def build(
 
 def load_body(network: nn.Module, path: Path) -> None:
     """Load all but the head `fc` from a state dict; ValueError names the first tensor that does not fit."""
+    from safetensors.torch import load_file
+
     if not path.is_file():
         raise ValueError(f"weights={path}: no such file; choose none, imagenet or the path of a state dict")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # of readers of foreign files, each has its own
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"weights={path}: is no state dict that can be read ({reason})") from error
     state = {name.removeprefix("network."): tensor for name, tensor in state.items()}  # of a trial of this harness
     own = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("fc.")}
     for name, tensor in own.items():

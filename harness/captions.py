@@ -85,7 +85,8 @@ def of_ablation(
             pair = histories[histories["group"].isin([one.variant, one.than])]
             yield (
                 f"claim_{number + 1}_losses",
-                f"{one.says}: training and validation loss of {one.variant} and {one.than}, mean over seeds.",
+                f"{one.says}: training and validation loss of {one.variant} and {one.than}, mean over seeds "
+                "as far as all of them went.",
                 figures.losses(pair),
             )
         for name, published in recorded.get("published", {}).items():

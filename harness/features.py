@@ -1,6 +1,6 @@
 """What the frozen part of a network answers to each image: computed once, then mapped from the cache by every trial.
 
-A network that has `frozen_prefix` (the names of the parts before anything that is trained), `features(images)` and
+A network that has `frozen_prefix` (the modules before anything that is trained, by path), `features(images)` and
 `head(features)` is trained on the answers of `features` where nothing changes an image from epoch to epoch; a trial
 then costs the head alone. Batches are those of training and evaluation and computed as these would, so that a trial's
 result is the same; code that torch.compile makes of the whole network rounds in other places, so there nothing is kept.
@@ -44,7 +44,7 @@ class Features:
         self.normalize = Normalizer(config.normalization, device, plan.memory_format)
         self.digest = hashlib.sha256()
         for name, tensor in sorted(network.state_dict().items()):
-            if any(f".{prefix}." in f".{name}" for prefix in network.frozen_prefix):
+            if name.startswith(tuple(f"{path}." for path in network.frozen_prefix)):
                 self.digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else results.environment()["cpu"]
         how = {part: value for part, value in vars(plan).items() if part != "source"}

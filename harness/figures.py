@@ -134,7 +134,10 @@ def variants(table: pd.DataFrame, estimates: Mapping[str, Any], published: Mappi
 
 
 def losses(histories: pd.DataFrame) -> Figure:
-    """Training and validation loss of two variants. `histories` as for validation_curves."""
+    """Training and validation loss of two variants, as far as all trials of each go: a mean of those that went on would
+    be of others. `histories` as for validation_curves."""
+    ends = histories.groupby(["group", "trial"])["epoch"].max().groupby("group").min()
+    histories = histories[histories["epoch"] <= histories["group"].map(ends)]
     long = histories.melt(["trial", "group", "epoch"], ["train_loss", "val_loss"], "part", "loss")
     long["part"] = long["part"].map({"train_loss": "training", "val_loss": "validation"})
     figure, axis = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import cli, plugins, results
+from harness import checkpoint, cli, plugins, results
 from harness.config import Trial, Tune
 from harness.errors import BadInput
 from tune_spaces import Choice, Claim, Integer, Space
@@ -62,7 +62,11 @@ class Resolved:
         data = self.config.data.model_dump(mode="json")
         if data["classes"] is None:
             del data["classes"]
-        return {"space": space, "pinned": dict(self.pinned), "data": data}
+        identity = {"space": space, "pinned": dict(self.pinned), "data": data}
+        changes = [{f"options.{k}": v for k, v in self.base["options"].items()}, *self.space.variants.values()]
+        values = {str(v) for change in changes for k, v in change.items() if k == "options.weights"}
+        files = {value: checkpoint.sha256(Path(value)) for value in sorted(values) if Path(value).is_file()}
+        return identity | ({"files": files} if files else {})
 
     @property
     def base(self) -> dict[str, Any]:
@@ -130,11 +134,12 @@ def _without(space: Space, pinned: Mapping[str, Any], config: Tune) -> Space:
             names = ", ".join(space.variants) or "none, it is a search"
             raise BadInput(f"search.variants=[{','.join(config.search.variants)}]: the space's variants are: {names}")
     for key in pinned:
-        changing = [name for name, changes in space.variants.items() if key in changes]
+        asked = config.search.variants or space.variants
+        changing = [name for name, changes in space.variants.items() if key in changes and name in asked]
         if changing:
             raise BadInput(
                 f"trial.{key}={pinned[key]}: the variants {', '.join(changing)} change it; "
-                "leave it out, or write a space of your own"
+                "leave it out, leave them out by search.variants=[...], or write a space of your own"
             )
     parameters = {key: domain for key, domain in space.parameters.items() if key not in pinned}
     return dataclasses.replace(space, parameters=parameters)

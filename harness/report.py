@@ -82,6 +82,7 @@ def write_report(run: results.RunDirectory, progress: "Progress") -> None:
         ranked=[(one, _test(one)) for one in ranked],
         records=sorted(records, key=lambda r: (r["stage"] != "search", SHOWN_STATUS.index(r["status"]), r["index"])),
         findings=findings,
+        untested=[c["says"] for c in recorded.get("claims", []) if c["says"] not in {one.says for one in findings}],
         variants=variants,
         manifests=manifests,
         summary=[] if summary is None else summary.to_dict("records"),
@@ -105,14 +106,13 @@ def variants_of(recorded: Mapping[str, Any], records: list[dict[str, Any]]) -> l
         name: [r for r in records if r["variant"] == name and captions.is_tested(r)] for name in recorded["variants"]
     }
     accuracies = {name: [r["metrics"]["test_accuracy"] for r in group] for name, group in groups.items() if group}
-    spread = stats.Spread.of(accuracies)
     for name, values in accuracies.items():
         group = groups[name]
         rows.append(
             {
                 "variant": name,
                 "published": recorded.get("published", {}).get(name),
-                "test": spread.interval(name, values),
+                "test": stats.seeds_interval(values),
                 "values": values,
                 "gap": sum(stats.value_of(r, "gap") for r in group) / len(group),
                 "epochs": sum(r["metrics"]["epochs"] for r in group) / len(group),
@@ -149,7 +149,7 @@ def _verdict(run: results.RunDirectory, winner: str | None) -> dict[str, Any] | 
 
 def _test(one: stats.Ranked) -> stats.Estimate | None:
     values = [r["metrics"]["test_accuracy"] for r in one.records if "test_accuracy" in r["metrics"]]
-    return stats.mean_interval(values) if values else None
+    return stats.seeds_interval(values) if values else None
 
 
 def _sentence(ranked: list[stats.Ranked], metric: str) -> str:

@@ -3,6 +3,7 @@
 Intervals are Student's t at 95 %: runs with different seeds are close to normal and few.
 """
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,73 +47,61 @@ def ratio_interval(numerator: Sequence[float], denominator: Sequence[float]) -> 
     return Estimate(math.exp(estimate.mean), math.exp(estimate.low), math.exp(estimate.high), estimate.n)
 
 
+def seeds_interval(values: Sequence[float]) -> Estimate:
+    """The interval over seeds; a few that happen to agree to the last image do not make one of no width."""
+    estimate = mean_interval(values)
+    agree = np.ptp(values) < 1e-9  # but for rounding
+    return Estimate(estimate.mean, math.nan, math.nan, estimate.n) if agree else estimate
+
+
 def difference_interval(values: Mapping[int, float], reference: Mapping[int, float]) -> Estimate:
     """Mean difference by seed with its interval: paired over the seeds that both have, unpaired (Welch) without any.
 
-    Not a number where there are fewer than two runs to compare.
+    Not a number where there are fewer than two runs to compare, or these do not differ at all.
     """
     common = sorted(set(values) & set(reference))
     if len(common) >= 2:
-        return mean_interval([values[seed] - reference[seed] for seed in common])
-    difference = float(np.mean(list(values.values())) - np.mean(list(reference.values())))
-    if min(len(values), len(reference)) < 2:
-        return Estimate(difference, math.nan, math.nan, min(len(values), len(reference)))
-    from scipy import stats
-
-    test = stats.ttest_ind(list(values.values()), list(reference.values()), equal_var=False)
-    interval = test.confidence_interval(CONFIDENCE)
-    return Estimate(difference, float(interval.low), float(interval.high), min(len(values), len(reference)))
+        return seeds_interval([values[seed] - reference[seed] for seed in common])
+    return welch(list(values.values()), list(reference.values())).interval
 
 
 @dataclass(frozen=True)
-class Spread:
-    """How much runs that differ by their seed alone differ: a standard deviation and its degrees of freedom.
+class Difference:
+    """Of two groups' means: `error` is its standard error, `deviation` that of a single run; 0 `freedom` and not a
+    number where nothing is known of them."""
 
-    `pooled` over all groups where nothing speaks against one variance for all (Bartlett's test at 5 %), so that a few
-    seeds of each tell as much as many; else a group has its own.
-    """
+    mean: float
+    error: float
+    freedom: float
+    deviation: float
+    n: int
 
-    own: Mapping[str, tuple[float, int]]
-    pooled: tuple[float, int] | None
+    @property
+    def interval(self) -> Estimate:
+        if not self.freedom:
+            return Estimate(self.mean, math.nan, math.nan, self.n)
+        from scipy.special import stdtrit
 
-    @classmethod
-    def of(cls, groups: Mapping[str, Sequence[float]]) -> "Spread":
-        from scipy import stats
+        half = float(stdtrit(self.freedom, 0.5 + CONFIDENCE / 2)) * self.error
+        return Estimate(self.mean, self.mean - half, self.mean + half, self.n)
 
-        several = {name: values for name, values in groups.items() if len(values) > 1}
-        own = {name: (float(np.var(values, ddof=1)), len(values) - 1) for name, values in several.items()}
-        freedom = sum(n for _, n in own.values())
-        if not freedom:
-            return cls(own, None)
-        mean = sum(variance * n for variance, n in own.values()) / freedom
-        varying = [values for values in several.values() if len(set(values)) > 1]  # the test knows no zero
-        alike = len(varying) < 2 or float(stats.bartlett(*varying).pvalue) > 0.05
-        return cls(own, (mean, freedom) if alike else None)
+    def above(self, value: float) -> float:
+        """The chance of a t as large as this difference's or larger, were the true one `value` less."""
+        from scipy.special import stdtr
 
-    def interval(self, name: str, values: Sequence[float]) -> Estimate:
-        """Mean of a group with its 95 % interval."""
-        variance, freedom = self.pooled or self.own.get(name, (math.nan, 0))
-        return _interval(float(np.mean(values)), math.sqrt(variance / len(values)), freedom, len(values))
-
-    def of_difference(self, a: str, b: str, n_a: int, n_b: int) -> tuple[float, float]:
-        """(standard error, degrees of freedom) of the difference of two groups' means; Welch's where not pooled."""
-        if self.pooled:
-            return math.sqrt(self.pooled[0] * (1 / n_a + 1 / n_b)), self.pooled[1]
-        if a not in self.own or b not in self.own:
-            return math.nan, 0
-        parts = [(self.own[name][0] / n, self.own[name][1]) for name, n in ((a, n_a), (b, n_b))]
-        total = sum(part for part, _ in parts)
-        below = sum(part**2 / freedom for part, freedom in parts)
-        return math.sqrt(total), total**2 / below if below else math.inf
+        return float(stdtr(self.freedom, -value / self.error))
 
 
-def _interval(mean: float, error: float, freedom: float, n: int) -> Estimate:
-    if not freedom or math.isnan(error):
-        return Estimate(mean, math.nan, math.nan, n)
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(min(freedom, 1e6), 0.5 + CONFIDENCE / 2)) * error
-    return Estimate(mean, mean - half, mean + half, n)
+def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """Of a - b (Biometrika 34, 1947): each group with its own variance. Few seeds do not tell whether variances are
+    equal, and a pooled one lends a noisy variant the quiet ones' certainty."""
+    difference, n = float(np.mean(a) - np.mean(b)), min(len(a), len(b))
+    variances = [float(np.var(values, ddof=1)) for values in (a, b)] if n > 1 else [0.0, 0.0]
+    parts = [variance / len(values) for variance, values in zip(variances, (a, b), strict=True)]
+    if not sum(parts):
+        return Difference(difference, math.nan, 0, math.nan, n)
+    below = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
+    return Difference(difference, math.sqrt(sum(parts)), sum(parts) ** 2 / below, math.sqrt(sum(variances) / 2), n)
 
 
 POWER, OF_INTEREST = 0.8, 0.005  # a difference of half a point of accuracy; the chance to see it that is asked for
@@ -125,6 +114,7 @@ class Finding:
 
     `difference` is better - than with its own 95 % interval; `p` is corrected for all claims of the table (Holm).
     `seeds` of each would settle a difference of `of_interest` with 80 % power; None where that is no question.
+    `diverged`: trials of the two that did, and count for nothing.
     """
 
     says: str
@@ -136,6 +126,7 @@ class Finding:
     verdict: Verdict
     of_interest: float
     seeds: int | None
+    diverged: int = 0
 
     @property
     def sentence(self) -> str:
@@ -144,10 +135,14 @@ class Finding:
         interval = "" if math.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
         what = "points" if self.metric == "test_accuracy" else f"points of {METRICS[self.metric]}"
         seeds = "1 seed" if self.difference.n == 1 else f"{self.difference.n} seeds"
+        seeds += f" ({self.diverged} diverged and left out)" if self.diverged else ""
         text = f"{self.says}: {mean:+.1f}{interval} {what} over {seeds}, {self.verdict}"
         if self.verdict != "not settled":
             return f"{text} (p = {self.p:.2g} after Holm's correction)"
-        return text + (f"; {self.seeds} seeds would settle {100 * self.of_interest:g} points" if self.seeds else "")
+        if self.seeds is None:
+            return text
+        about = float(f"{self.seeds:.2g}")  # a deviation of few seeds tells no more
+        return f"{text}; about {about:.0f} seeds would settle {100 * self.of_interest:g} points"
 
 
 METRICS = {"test_accuracy": "test accuracy", "gap": "training minus test accuracy"}
@@ -162,55 +157,48 @@ def value_of(record: Mapping[str, Any], metric: str) -> float:
 def findings(claims: Sequence["Claim"], records: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """A finding for each claim whose variants both have finished trials with the test set read, the claims' order.
 
-    t-tests on the means over seeds, with the variance pooled over all variants where that is justified; Holm's
-    correction keeps the chance that any claim of the table is wrongly called settled at 5 %. A claim of equivalence is
-    two one-sided tests (Schuirmann 1987).
+    Welch's t-tests on the means over seeds; Holm's correction keeps the chance that any claim of the table is wrongly
+    called settled near 5 % (tests/test_stats.py simulates it). A claim of equivalence is two one-sided tests
+    (Schuirmann 1987).
     """
     groups: dict[str, dict[str, list[float]]] = {metric: {} for metric in METRICS}
     for record in records:
         if record["status"] == "finished" and record["variant"] and "test_accuracy" in record["metrics"]:
             for metric, values in groups.items():
                 values.setdefault(record["variant"], []).append(value_of(record, metric))
-    spreads = {metric: Spread.of(values) for metric, values in groups.items() if values}
-    known = [c for c in claims if {c.variant, c.than} <= set(groups[c.metric])]
     tested = []
-    for claim in known:
+    for claim in claims:
         values = groups[claim.metric]
-        a, b = values[claim.variant], values[claim.than]
-        error, freedom = spreads[claim.metric].of_difference(claim.variant, claim.than, len(a), len(b))
-        estimate = _interval(float(np.mean(a) - np.mean(b)), error, freedom, min(len(a), len(b)))
-        tested.append((claim, estimate, error, freedom, *_test(claim, estimate.mean, error, freedom)))
+        if {claim.variant, claim.than} <= set(values):
+            difference = welch(values[claim.variant], values[claim.than])
+            tested.append((claim, difference, *_test(claim, difference)))
     corrected = holm([p for *_, p, _ in tested])
     found = []
-    for (claim, estimate, error, _, _, holds), p in zip(tested, corrected, strict=True):
+    for (claim, difference, _, holds), p in zip(tested, corrected, strict=True):
         verdict: Verdict = "not settled"
         if p < 1 - CONFIDENCE:
             verdict = "holds" if holds else "does not hold"
-        of_interest = claim.margin or OF_INTEREST
-        deviation = error / math.sqrt(2 / estimate.n) if not math.isnan(error) else math.nan
-        seeds = needed_seeds(deviation, of_interest, len(known), equivalence=claim.margin is not None)
-        seeds = seeds if verdict == "not settled" else None
+        of_interest, seeds = claim.margin or OF_INTEREST, None
+        if verdict == "not settled":
+            equivalence = claim.margin is not None
+            seeds = needed_seeds(difference.deviation, of_interest, len(tested), equivalence=equivalence)
+        pair = (claim.variant, claim.than)
+        diverged = sum(r["status"] == "diverged" and r["variant"] in pair for r in records)
         found.append(
-            Finding(claim.says, claim.variant, claim.than, claim.metric, estimate, p, verdict, of_interest, seeds)
+            Finding(claim.says, *pair, claim.metric, difference.interval, p, verdict, of_interest, seeds, diverged)
         )
     return found
 
 
-def _test(claim: "Claim", difference: float, error: float, freedom: float) -> tuple[float, bool]:
+def _test(claim: "Claim", difference: Difference) -> tuple[float, bool]:
     """(p, whether the claim is what it speaks for); 1 where there is too little to tell."""
-    if not freedom or math.isnan(error) or error == 0:
+    if not difference.freedom:
         return 1.0, False
-    from scipy.special import stdtr
-
-    def above(value: float) -> float:
-        """Of a t as large as this one or larger, the other way round."""
-        return float(stdtr(freedom, -value / error))
-
+    size = abs(difference.mean)
     if claim.margin is None:
-        good = difference > 0 if claim.higher else difference < 0
-        return 2 * above(abs(difference)), good
+        return 2 * difference.above(size), difference.mean > 0 if claim.higher else difference.mean < 0
     # The two nulls exclude each other, so that the smaller p errs no more often than each.
-    inside, beyond = above(claim.margin - abs(difference)), above(abs(difference) - claim.margin)
+    inside, beyond = difference.above(claim.margin - size), difference.above(size - claim.margin)
     return min(inside, beyond), inside < beyond
 
 
@@ -224,8 +212,9 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def needed_seeds(deviation: float, difference: float, comparisons: int, *, equivalence: bool = False) -> int | None:
-    """Seeds of each of two variants with which a difference is settled with 80 % power, at 5 % over so many comparisons
-    (Bonferroni); with `equivalence`, that there is none beyond it. None beyond 1,000, or where nothing is known.
+    """Seeds of each of two variants with which a true difference of just that is settled with 80 % power, at 5 % over
+    so many comparisons (Bonferroni); with `equivalence`, that there is none beyond it, where there is none at all.
+    None beyond 1,000, or where nothing is known. `deviation`: between seeds, the same in both.
     """
     if not deviation > 0:
         return None
@@ -233,16 +222,17 @@ def needed_seeds(deviation: float, difference: float, comparisons: int, *, equiv
     from scipy.stats import nct
 
     alpha = (1 - CONFIDENCE) / comparisons
-    for n in range(2, 1001):
+
+    def is_enough(n: int) -> bool:
         error, freedom = deviation * math.sqrt(2 / n), 2 * (n - 1)
         if equivalence:
             limit = float(stdtrit(freedom, 1 - alpha))
-            power = 2 * float(nct.cdf(-limit, freedom, -difference / error)) - 1  # at a true difference of nothing
-        else:
-            power = float(nct.sf(float(stdtrit(freedom, 1 - alpha / 2)), freedom, difference / error))
-        if power >= POWER:
-            return n
-    return None
+            return 2 * float(nct.cdf(-limit, freedom, -difference / error)) - 1 >= POWER
+        return float(nct.sf(float(stdtrit(freedom, 1 - alpha / 2)), freedom, difference / error)) >= POWER
+
+    numbers = range(2, 1001)
+    found = bisect.bisect_left(numbers, True, key=is_enough)
+    return numbers[found] if found < len(numbers) else None
 
 
 @dataclass(frozen=True)
@@ -267,7 +257,7 @@ def ranking(records: Sequence[Mapping[str, Any]], metric: str = "val_accuracy") 
     for record in confirmed or finished:
         groups.setdefault(trial_id(record["config"], 0, ""), []).append(record)
     sign = -1 if metric == "val_accuracy" else 1
-    rows = [(tuple(group), _seeds_interval([r["metrics"][metric] for r in group])) for group in groups.values()]
+    rows = [(tuple(group), seeds_interval([r["metrics"][metric] for r in group])) for group in groups.values()]
     rows.sort(key=lambda row: (sign * row[1].mean, row[0][0]["index"]))
     if not rows:
         return []
@@ -278,12 +268,6 @@ def ranking(records: Sequence[Mapping[str, Any]], metric: str = "val_accuracy") 
         apart = not math.isnan(difference.low) and not difference.low <= 0 <= difference.high
         ranked.append(Ranked(configuration_name(group[0]), group, estimate, position > 0 and not apart))
     return ranked
-
-
-def _seeds_interval(values: Sequence[float]) -> Estimate:
-    """The interval over seeds; two seeds that happen to agree to the last image do not make one of no width."""
-    estimate = mean_interval(values)
-    return Estimate(estimate.mean, math.nan, math.nan, estimate.n) if len(set(values)) == 1 else estimate
 
 
 def configuration_name(record: Mapping[str, Any]) -> str:

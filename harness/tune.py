@@ -210,12 +210,12 @@ def check_before_start(resolved: plan.Resolved, run: "RunDirectory", recorded: d
 
     config = resolved.config
     # A folder of trials alone: results that were kept or passed on, of which a run goes on.
-    ours = (results.LOCK, results.OWNER, "trials")
+    ours = (results.LOCK, results.OWNER, "trials", "trials.csv")
     is_ours = run.path.is_dir() and all(entry.name in ours for entry in run.path.iterdir())
     if run.path.exists() and recorded is None and not is_ours:
         raise BadInput(f"run={run.path}: is there and is no run directory; give another path")
     if recorded and recorded["identity"] != resolved.identity:
-        raise BadInput(f"run={run.path}: holds another space, other trial.* or other data.* values; give run=NEW")
+        raise BadInput(f"run={run.path}: holds another space, other trial.*, data.* or weights; give run=NEW")
     for name in config.benchmark.runtimes or []:
         plugins.source("export.runtimes", name)
     plugins.source("harness.datasets", config.data.name)
@@ -282,7 +282,11 @@ def check_networks(resolved: plan.Resolved, planner: "Planner", data: "Dataset")
 
     local = not resolved.config.resources.address
     for trial in some_trials(resolved, planner):
-        plugins.build_network(trial, len(data.classes), data.input_size)
+        try:
+            plugins.build_network(trial, len(data.classes), data.input_size)
+        except BadInput as error:
+            others = "; search.variants=[...] trains others without it" if resolved.space.variants else ""
+            raise BadInput(f"{error}{others}") from error
         if trial.batch_size > len(data.train):
             raise BadInput(
                 f"trial.batch_size={trial.batch_size}: more than the {len(data.train)} training images; give less"

@@ -165,6 +165,16 @@ def test_transfer_takes_a_state_dict_but_its_head(tmp_path):
         build("transfer", weights=str(tmp_path / "wrong.safetensors"))
 
 
+@pytest.mark.parametrize("name", ["text.safetensors", "text.pt", "list.pt"])
+def test_weights_that_are_none(tmp_path, name):
+    file = tmp_path / name
+    file.write_text("no weights at all")
+    if name == "list.pt":
+        torch.save([torch.zeros(3)], file)
+    with pytest.raises(BadInput, match=rf"weights={file}: is no state dict that can be read"):
+        build("transfer", weights=str(file))
+
+
 def test_user_file(tmp_path):
     (tmp_path / "net.py").write_text(
         "from torch import nn\n"

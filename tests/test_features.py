@@ -62,6 +62,15 @@ def test_other_frozen_weights_have_other_features(digits, own_features):
     assert len(list(own_features.glob("*.pt"))) == 4
 
 
+def test_what_is_trained_does_not_change_the_features(digits, own_features):
+    """Test images' too, which are read with the trained weights."""
+    for rate in (1e-3, 1e-2):
+        train(
+            Job(trial(options={"resize": 0}, epochs=1, optimizer={"name": "adam", "lr": rate}), digits, read_test=True)
+        )
+    assert len(list(own_features.glob("*.pt"))) == 3
+
+
 @pytest.mark.parametrize(
     ("frozen", "prefix"),
     [
@@ -73,7 +82,7 @@ def test_other_frozen_weights_have_other_features(digits, own_features):
 )
 def test_the_frozen_prefix(frozen, prefix):
     network = plugins.build_network(trial(options={"resize": 0, "frozen": list(frozen)}), 10, 32)
-    assert network.frozen_prefix == prefix
+    assert network.frozen_prefix == tuple(f"network.{name}" for name in prefix)
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         network.eval()

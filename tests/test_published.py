@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -87,6 +88,29 @@ def test_the_page_has_every_figure(lines):
     page = PAGE.read_text()
     missing = [line for line in lines() if line not in page]
     assert not missing, "docs/published.md has to say:\n" + "\n".join(lines())
+
+
+def test_the_power_that_it_states():
+    """Of tables simulated with the measured deviations and one point's true difference in one claim, those settled."""
+    generator, shares = np.random.default_rng(0), []
+    for claim in SPACE.claims:
+        if claim.margin is not None:
+            continue
+        groups: dict[str, list[float]] = {}
+        for record in RUN.trials():
+            groups.setdefault(record["variant"], []).append(stats.value_of(record, claim.metric))
+        difference = 0.01 if claim.higher else -0.01
+        settled = 0
+        for _ in range(300):
+            pair = []
+            for name, mean in ((claim.variant, difference), (claim.than, 0.0)):
+                pair.append(generator.normal(mean, np.std(groups[name], ddof=1), len(groups[name])))
+            found = stats.welch(*pair)
+            settled += 2 * found.above(abs(found.mean)) < 0.05 / len(SPACE.claims)
+        shares.append(settled / 300)
+    stated = re.search(r"a chance between (\d+) % \(weight decay\) and (\d+) % \(Mish\)", PAGE.read_text())
+    assert stated
+    assert [min(shares), max(shares)] == pytest.approx([int(part) / 100 for part in stated.groups()], abs=0.04)
 
 
 def test_every_row_was_trained():

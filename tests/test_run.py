@@ -177,11 +177,12 @@ def test_the_same_command_runs_only_what_is_missing(small_run):
 
 
 def test_results_go_on_without_their_weights(small_run, tmp_path):
-    """A folder of trials alone, as results are passed on: nothing runs again, but what needs weights says so."""
+    """Trials and their table alone, as results are passed on: nothing runs again, but what needs weights says so."""
     import shutil
 
     weights = shutil.ignore_patterns(results.WEIGHTS)
     shutil.copytree(small_run[0] / "trials", tmp_path / "run" / "trials", ignore=weights)
+    shutil.copy(small_run[0] / "trials.csv", tmp_path / "run")
     before = written(tmp_path / "run")
     done = command(*SMALL_RUN, "stages=[search,confirm,report]", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -219,7 +220,7 @@ def test_other_data_under_the_same_run_is_refused(small_run):
     run, _ = small_run
     done = command(*SMALL_RUN, "data.limit=30", cwd=run.parent)
     assert done.returncode == 2
-    assert "holds another space, other trial.* or other data.* values" in done.stderr
+    assert "holds another space, other trial.*, data.* or weights" in done.stderr
     done = command(*SMALL_RUN, "trial.epochs=3", cwd=run.parent)
     assert done.returncode == 2
 

@@ -97,6 +97,24 @@ def test_pinning_what_variants_change_is_bad_input():
         plan.resolve({"space": "published", "trial.optimizer.lr": 0.1})
 
 
+def test_pinning_what_variants_change_that_are_not_asked_for():
+    values = {"space": "published", "trial.optimizer.lr": 0.1, "search.variants": ["baseline", "model1"]}
+    trials = plan.Planner(plan.resolve(values), "f").search_trials()
+    assert {t.config.optimizer.lr for t in trials} == {0.1}
+
+
+def test_other_weights_are_another_run(tmp_path):
+    """Of a file, what is in it counts; no file leaves a run's identity as it was before there were any."""
+    file = tmp_path / "weights.safetensors"
+    values = {"space": "transfer", "trial.options.weights": str(file)}
+    found = []
+    for content in ("one", "two"):
+        file.write_text(content)
+        found.append(plan.resolve(values).identity)
+    assert found[0] != found[1]
+    assert "files" not in plan.resolve({"space": "published"}).identity
+
+
 def test_confirmation_uses_fresh_seeds():
     p = planner()
     searched = {t.seed for t in p.search_trials()}
