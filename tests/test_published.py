@@ -123,6 +123,17 @@ def test_every_row_was_trained():
         assert "/" not in (folder / results.TRIAL).read_text()
 
 
+def test_losses_are_means_of_all_seeds():
+    """Not of those alone that the early stop left: those of model1 end after 5.5 to 8.5 epochs."""
+    from harness import captions, figures
+
+    records = [r for r in RUN.trials() if r["variant"] == "model1"]
+    assert max(r["metrics"]["epochs"] for r in records) > 8
+    (axis,) = figures.losses(captions.histories_of(RUN, records)).axes
+    drawn = [line.get_xdata() for line in axis.lines if len(line.get_xdata())]
+    assert {max(epochs) for epochs in drawn} == {round(min(r["metrics"]["epochs"] for r in records), 2)}
+
+
 def test_cached_features_change_no_weights():
     cached = {(r["variant"], r["seed"]): r["weights_sha256"] for r in transferred("cached")}
     anew = {(r["variant"], r["seed"]): r["weights_sha256"] for r in transferred("uncached")}
