@@ -79,7 +79,7 @@ def write_report(run: results.RunDirectory, progress: "Progress") -> None:
         recorded=recorded,
         metric=metric,
         sentence=_sentence(ranked, metric),
-        ranked=[(one, _test(one)) for one in ranked],
+        ranked=[(one, test_of(one)) for one in ranked],
         records=sorted(records, key=lambda r: (r["stage"] != "search", SHOWN_STATUS.index(r["status"]), r["index"])),
         findings=findings,
         untested=[c["says"] for c in recorded.get("claims", []) if c["says"] not in {one.says for one in findings}],
@@ -147,7 +147,8 @@ def _verdict(run: results.RunDirectory, winner: str | None) -> dict[str, Any] | 
     return found if found.get("id") == winner else None
 
 
-def _test(one: stats.Ranked) -> stats.Estimate | None:
+def test_of(one: stats.Ranked) -> stats.Estimate | None:
+    """Test accuracy of a configuration over its seeds, where it was read."""
     values = [r["metrics"]["test_accuracy"] for r in one.records if "test_accuracy" in r["metrics"]]
     return stats.seeds_interval(values) if values else None
 
@@ -155,7 +156,7 @@ def _test(one: stats.Ranked) -> stats.Estimate | None:
 def _sentence(ranked: list[stats.Ranked], metric: str) -> str:
     if not ranked:
         return "No trial has finished."
-    best, test = ranked[0], _test(ranked[0])
+    best, test = ranked[0], test_of(ranked[0])
     text = f"{best.name} is best: {metric} {_interval(best.estimate, metric)} over {best.estimate.n} seed(s)"
     text += f", test accuracy {_interval(test, 'test_accuracy')}." if test else "; the test set was not read."
     tied = [one.name for one in ranked if one.tied]

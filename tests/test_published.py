@@ -14,6 +14,7 @@ from harness.plugins import load, load_space
 TOP = Path(__file__).parent.parent
 RESULTS = TOP / "benchmarks" / "results"
 RUN = results.RunDirectory(RESULTS / "published")
+RECIPE = results.RunDirectory(RESULTS / "recipe")
 PAGE = TOP / "docs" / "published.md"
 SPACE = load("tune_spaces", "published", "SPACE")
 RECORDED = {
@@ -71,6 +72,25 @@ def transfer() -> list[str]:
     return ends + [f"- {finding.sentence}." for finding in report.findings_of(recorded, records)]
 
 
+def recipe() -> list[str]:
+    """Rows of its table: the configurations that were confirmed; and what became of the search's samples."""
+    rows = []
+    for one in stats.ranking(RECIPE.trials()):
+        config, optimizer = one.records[0]["config"], one.records[0]["config"]["optimizer"]
+        cells = [
+            one.name,
+            *(f"{optimizer[part]:.2g}" for part in ("lr", "weight_decay")),
+            *(f"{value:.2g}" for value in (config["label_smoothing"], config["options"]["dropout"])),
+            str(config["augmentation"]["crop_padding"]),
+            interval(one.estimate),
+            interval(tested) if (tested := report.test_of(one)) else "",
+            "tied" if one.tied else "",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    searched = Counter(r["status"] for r in RECIPE.trials() if r["stage"] == "search")
+    return [*rows, f"ASHA stopped {searched['stopped']} of {searched.total()} samples"]
+
+
 def cache() -> list[str]:
     """Ends of the rows of the table of cached features."""
     ends = []
@@ -83,7 +103,7 @@ def cache() -> list[str]:
     return ends
 
 
-@pytest.mark.parametrize("lines", [rows, sentences, transfer, cache])
+@pytest.mark.parametrize("lines", [rows, sentences, recipe, transfer, cache])
 def test_the_page_has_every_figure(lines):
     page = PAGE.read_text()
     missing = [line for line in lines() if line not in page]
