@@ -81,8 +81,9 @@ def of_ablation(
             figures.variants(table, {v["variant"]: v["test"] for v in variants}, recorded.get("published", {})),
         )
     if histories is not None:
+        compared = histories[histories["trial"].isin([r["id"] for r in records if is_tested(r)])]
         for number, one in enumerate(findings):
-            pair = histories[histories["group"].isin([one.variant, one.than])]
+            pair = compared[compared["group"].isin([one.variant, one.than])]
             yield (
                 f"claim_{number + 1}_losses",
                 f"{one.says}: training and validation loss of {one.variant} and {one.than}, mean over seeds "

@@ -1,5 +1,6 @@
 """How good a network is on the images of a part, and networks of finished trials again."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torch import nn
 
 from harness import checkpoint, plugins, results
 from harness.batches import Normalizer, Part, Restored, autocast, device_data, pick_device
-from harness.config import Augmentation, Data, Trial
+from harness.config import Data, Trial
 from harness.execution import Plan
 from harness.features import Features, are_cached
 from harness.step import to_device
@@ -79,7 +80,8 @@ def evaluate_test(
     plan = Plan(device.type, "float32", "off", "channels_last", torch.get_num_threads())
     normalize: Any = Normalizer(config.normalization, device, plan.memory_format)
     forward: Any = network
-    if are_cached(network, config, plan, Augmentation()):
-        part = Features(network, config, plan, device, fingerprint).of("test", part, EVALUATION_BATCH)
-        normalize, forward = Restored(plan.memory_format), network.head
+    if are_cached(network, config, plan, config.augmentation):
+        with contextlib.suppress(OSError):  # a disk that takes no features does not cost a trained network its result
+            part = Features(network, config, plan, device, fingerprint).of("test", part, EVALUATION_BATCH)
+            normalize, forward = Restored(plan.memory_format), network.head
     return Evaluation(network, normalize, device, forward)(part, plan.precision)

@@ -3,7 +3,8 @@
 A network that has `frozen_prefix` (the modules before anything that is trained, by path), `features(images)` and
 `head(features)` is trained on the answers of `features` where nothing changes an image from epoch to epoch; a trial
 then costs the head alone. Batches are those of training and evaluation and computed as these would, so that a trial's
-result is the same; code that torch.compile makes of the whole network rounds in other places, so there nothing is kept.
+result is the same; code that torch.compile makes of the whole network rounds in other places, so that such a step takes
+no features. The test images' are those of the network as it was built (harness/evaluation.py), whatever trained it.
 """
 
 import hashlib

@@ -62,11 +62,17 @@ class Resolved:
         data = self.config.data.model_dump(mode="json")
         if data["classes"] is None:
             del data["classes"]
-        identity = {"space": space, "pinned": dict(self.pinned), "data": data}
-        changes = [{f"options.{k}": v for k, v in self.base["options"].items()}, *self.space.variants.values()]
-        values = {str(v) for change in changes for k, v in change.items() if k == "options.weights"}
-        files = {value: checkpoint.sha256(Path(value)) for value in sorted(values) if Path(value).is_file()}
-        return identity | ({"files": files} if files else {})
+        return {"space": space, "pinned": dict(self.pinned), "data": data}
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of each file of weights that a trial may start from, by its path."""
+        key = "options.weights"
+        values = [self.config.trial.options.get("weights"), *(c.get(key) for c in self.space.variants.values())]
+        domain = self.space.parameters.get(key)
+        values += domain.values if isinstance(domain, Choice) else []
+        files = {Path(value).absolute() for value in values if isinstance(value, str)}
+        return {str(file): checkpoint.sha256(file) for file in sorted(files) if file.is_file()}
 
     @property
     def base(self) -> dict[str, Any]:

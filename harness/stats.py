@@ -50,8 +50,12 @@ def ratio_interval(numerator: Sequence[float], denominator: Sequence[float]) -> 
 def seeds_interval(values: Sequence[float]) -> Estimate:
     """The interval over seeds; a few that happen to agree to the last image do not make one of no width."""
     estimate = mean_interval(values)
-    agree = np.ptp(values) < 1e-9  # but for rounding
-    return Estimate(estimate.mean, math.nan, math.nan, estimate.n) if agree else estimate
+    return Estimate(estimate.mean, math.nan, math.nan, estimate.n) if agree(values) else estimate
+
+
+def agree(values: Sequence[float]) -> bool:
+    """Whether all are the same, but for rounding."""
+    return float(np.ptp(values)) < 1e-9
 
 
 def difference_interval(values: Mapping[int, float], reference: Mapping[int, float]) -> Estimate:
@@ -96,7 +100,7 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Of a - b (Biometrika 34, 1947): each group with its own variance. Few seeds do not tell whether variances are
     equal, and a pooled one lends a noisy variant the quiet ones' certainty."""
     difference, n = float(np.mean(a) - np.mean(b)), min(len(a), len(b))
-    variances = [float(np.var(values, ddof=1)) for values in (a, b)] if n > 1 else [0.0, 0.0]
+    variances = [0.0 if n < 2 or agree(values) else float(np.var(values, ddof=1)) for values in (a, b)]
     parts = [variance / len(values) for variance, values in zip(variances, (a, b), strict=True)]
     if not sum(parts):
         return Difference(difference, math.nan, 0, math.nan, n)

@@ -70,7 +70,7 @@ def main(resolved: plan.Resolved) -> int:
             Share.of(config.resources, nodes, 1)
         stack.enter_context(run.locked())
         run.create(
-            run_json(resolved, data, {record["variant"] for record in run.trials()}),
+            run_json(resolved, data, {record["variant"] for record in run.trials()}, recorded),
             shlex.join(["python", "-m", "harness.tune", *sys.argv[1:]]),
         )
         progress.log = run.path / "run.log"
@@ -212,10 +212,14 @@ def check_before_start(resolved: plan.Resolved, run: "RunDirectory", recorded: d
     # A folder of trials alone: results that were kept or passed on, of which a run goes on.
     ours = (results.LOCK, results.OWNER, "trials", "trials.csv")
     is_ours = run.path.is_dir() and all(entry.name in ours for entry in run.path.iterdir())
+    is_ours = is_ours and ((run.path / "trials").is_dir() or not (run.path / "trials.csv").exists())
     if run.path.exists() and recorded is None and not is_ours:
         raise BadInput(f"run={run.path}: is there and is no run directory; give another path")
     if recorded and recorded["identity"] != resolved.identity:
-        raise BadInput(f"run={run.path}: holds another space, other trial.*, data.* or weights; give run=NEW")
+        raise BadInput(f"run={run.path}: holds another space, other trial.* or other data.* values; give run=NEW")
+    before = (recorded or {}).get("weights", {})
+    if changed := [file for file, digest in resolved.weights.items() if before.get(file, digest) != digest]:
+        raise BadInput(f"run={run.path}: {changed[0]} changed since its trials started from it; give run=NEW")
     for name in config.benchmark.runtimes or []:
         plugins.source("export.runtimes", name)
     plugins.source("harness.datasets", config.data.name)
@@ -285,7 +289,7 @@ def check_networks(resolved: plan.Resolved, planner: "Planner", data: "Dataset")
         try:
             plugins.build_network(trial, len(data.classes), data.input_size)
         except BadInput as error:
-            others = "; search.variants=[...] trains others without it" if resolved.space.variants else ""
+            others = "; search.variants=[...] trains others without it" if len(resolved.variants) > 1 else ""
             raise BadInput(f"{error}{others}") from error
         if trial.batch_size > len(data.train):
             raise BadInput(
@@ -296,8 +300,11 @@ def check_networks(resolved: plan.Resolved, planner: "Planner", data: "Dataset")
             Plan.of(trial, torch.device("cuda" if on_gpu else "cpu"))
 
 
-def run_json(resolved: plan.Resolved, data: "Dataset", trained: set[str]) -> dict[str, Any]:
-    """What run.json holds beside command lines and environment. `trained`: variants of earlier commands."""
+def run_json(
+    resolved: plan.Resolved, data: "Dataset", trained: set[str], recorded: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What run.json holds beside command lines and environment. Of earlier commands, `trained`: variants; `recorded`:
+    what it held."""
     space = resolved.space
     variants = [name for name in space.variants if name in trained or name in resolved.variants]
     config = resolved.config.model_dump(mode="json")
@@ -312,6 +319,7 @@ def run_json(resolved: plan.Resolved, data: "Dataset", trained: set[str]) -> dic
     return {
         "config": config,
         "identity": resolved.identity,
+        "weights": (recorded or {}).get("weights", {}) | resolved.weights,
         "pinned": dict(resolved.pinned),
         "parameters": {key: str(domain) for key, domain in resolved.space.parameters.items()},
         "variants": {name: dict(space.variants[name]) for name in variants},

@@ -8,6 +8,7 @@ import torch
 from harness import features, plugins
 from harness.batches import Part
 from harness.config import Augmentation, Data, Trial
+from harness.evaluation import evaluate_test
 from harness.execution import Plan
 from harness.trial import Job, train
 
@@ -123,6 +124,20 @@ def test_features_that_are_wrong_are_computed_anew(tmp_path, fault):
         file.write_text("text")
     assert torch.equal(features.kept(file, part, 4, answer), right)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["features.lock", "features.pt"]
+
+
+def test_a_disk_that_takes_none_costs_no_result(tmp_path, monkeypatch):
+    """The test set is read after the last checkpoint."""
+    images = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8)
+    part = Part(images, torch.arange(6), torch.arange(6))
+    network = plugins.build_network(trial(options={"resize": 0}), 10, 32)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file"))
+    found = [
+        evaluate_test(network, trial(options={"resize": 0}, cache_features=cached), torch.device("cpu"), part, "images")
+        for cached in (False, True)
+    ]
+    assert found[0] == found[1]
 
 
 def test_there_is_room_for_so_many(tmp_path, monkeypatch):

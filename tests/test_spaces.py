@@ -6,6 +6,7 @@ import pytest
 
 from harness import plan, plugins
 from harness.errors import BadInput
+from harness.results import RunDirectory
 from tune_spaces import Choice, Claim, Integer, LogUniform, Space, Uniform
 
 ALL = plugins.names("tune_spaces")
@@ -104,15 +105,30 @@ def test_pinning_what_variants_change_that_are_not_asked_for():
 
 
 def test_other_weights_are_another_run(tmp_path):
-    """Of a file, what is in it counts; no file leaves a run's identity as it was before there were any."""
+    """A file of weights that changed is refused, named by the base, a variant or a parameter; one that is gone not."""
+    from harness.tune import check_before_start
+
     file = tmp_path / "weights.safetensors"
-    values = {"space": "transfer", "trial.options.weights": str(file)}
-    found = []
-    for content in ("one", "two"):
-        file.write_text(content)
-        found.append(plan.resolve(values).identity)
-    assert found[0] != found[1]
-    assert "files" not in plan.resolve({"space": "published"}).identity
+    text = "from tune_spaces import Choice, Space\nSPACE = Space({'architecture': 'transfer'}, {'name': 'digits'}, "
+    (tmp_path / "variants.py").write_text(f"{text} variants={{'a': {{}}, 'b': {{'options.weights': '{file}'}}}})")
+    (tmp_path / "search.py").write_text(f"{text} parameters={{'options.weights': Choice(['none', '{file}'])}})")
+    for values in (
+        {"space": "transfer", "data.name": "digits", "trial.options.weights": str(file)},
+        {"space": str(tmp_path / "variants.py")},
+        {"space": str(tmp_path / "search.py")},
+    ):
+        resolved = plan.resolve(values)
+        run = RunDirectory(tmp_path / "run")
+        file.write_text("one")
+        recorded = {"identity": resolved.identity, "weights": resolved.weights}
+        assert list(recorded["weights"]) == [str(file)]
+        check_before_start(resolved, run, recorded)
+        check_before_start(resolved, run, {"identity": resolved.identity})  # of a run before they were recorded
+        file.write_text("two")
+        with pytest.raises(BadInput, match=r"weights\.safetensors changed since"):
+            check_before_start(resolved, run, recorded)
+        file.unlink()
+        check_before_start(resolved, run, recorded)
 
 
 def test_confirmation_uses_fresh_seeds():
