@@ -14,7 +14,7 @@ from harness.plugins import load, load_space
 TOP = Path(__file__).parent.parent
 RESULTS = TOP / "benchmarks" / "results"
 RUN = results.RunDirectory(RESULTS / "published")
-RECIPE = results.RunDirectory(RESULTS / "recipe")
+FIRST, NARROWED = (results.RunDirectory(RESULTS / "recipe" / name) for name in ("first", "narrowed"))
 PAGE = TOP / "docs" / "published.md"
 SPACE = load("tune_spaces", "published", "SPACE")
 RECORDED = {
@@ -73,22 +73,24 @@ def transfer() -> list[str]:
 
 
 def recipe() -> list[str]:
-    """Rows of its table: the configurations that were confirmed; and what became of the search's samples."""
-    rows = []
-    for one in stats.ranking(RECIPE.trials()):
-        config, optimizer = one.records[0]["config"], one.records[0]["config"]["optimizer"]
-        cells = [
-            one.name,
-            *(f"{optimizer[part]:.2g}" for part in ("lr", "weight_decay")),
-            *(f"{value:.2g}" for value in (config["label_smoothing"], config["options"]["dropout"])),
-            str(config["augmentation"]["crop_padding"]),
-            interval(one.estimate),
-            interval(tested) if (tested := report.test_of(one)) else "",
-            "tied" if one.tied else "",
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
-    searched = Counter(r["status"] for r in RECIPE.trials() if r["stage"] == "search")
-    return [*rows, f"ASHA stopped {searched['stopped']} of {searched.total()} samples"]
+    """Rows of its table, the samples that ASHA left; its sentences about the others and the confirmation."""
+    lines = []
+    for run, name in ((FIRST, "wide"), (NARROWED, "narrowed")):
+        searched = [record for record in run.trials() if record["stage"] == "search"]
+        for record in sorted(searched, key=lambda r: r["index"]):
+            config, metrics = record["config"], record["metrics"]
+            values = (config["optimizer"]["lr"], config["optimizer"]["weight_decay"], config["label_smoothing"])
+            cells = [f"{name}, {record['index']}", *(f"{v:.2g}" for v in (*values, config["options"]["dropout"]))]
+            cells += [str(config["augmentation"]["crop_padding"])]
+            cells += [f"{metrics[part]:.4f}" for part in ("train_accuracy", "val_accuracy")]
+            if record["status"] == "finished":
+                lines.append(f"| {' | '.join(cells)} |")
+        stopped = sum(record["status"] == "stopped" for record in searched)
+        lines.append(f"ASHA stopped {stopped} of {len(searched)} samples")
+    (best,) = stats.ranking(NARROWED.trials())
+    tested = report.test_of(best)
+    assert tested
+    return [*lines, f"test accuracy {interval(tested)} over {tested.n} fresh seeds"]
 
 
 def cache() -> list[str]:
