@@ -1,8 +1,8 @@
 """The report's final model with flips, crops and a falling rate: a search narrowed around what one over `final` found.
 
 That one's best sample trained to 0.98 on the training images without crops, so more regularisation is what is searched
-for. Expect 0.86 on CIFAR-10's test set (measured: 0.8586 over four seeds, docs/published.md), 22 minutes a trial on 2 CPU
-cores, two at a time.
+for. Expect 0.86 on CIFAR-10's test set (measured: 0.8586 over four seeds, docs/published.md), 22 minutes a trial on 2
+CPU cores, two at a time.
 """
 
 from tune_spaces import Choice, LogUniform, Space, Uniform
