@@ -97,7 +97,9 @@ def test_the_ablation_shown_gets_its_report(tmp_path):
     done = command(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "run" / "report" / "index.html").read_text()
-    for claim in ("label smoothing helps", "weight decay overfits less", "weight decay costs no accuracy"):
+    claims = re.findall(r'Claim\("([^"]+)"', block)
+    assert len(claims) == 3
+    for claim in claims:
         assert re.search(rf"{claim}: [+-][0-9.]+ \[.*\] points.* over 2 seeds, (holds|does not hold|not settled)", page)
     figures = {path.stem for path in (tmp_path / "run" / "report" / "figures").glob("*.png")}
     assert {"effects", "variants", "gap", "claim_1_losses", "claim_2_losses", "claim_3_losses"} <= figures
