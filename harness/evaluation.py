@@ -80,7 +80,7 @@ def evaluate_test(
     plan = Plan(device.type, "float32", "off", "channels_last", torch.get_num_threads())
     normalize: Any = Normalizer(config.normalization, device, plan.memory_format)
     forward: Any = network
-    if are_cached(network, config, plan, config.augmentation):
+    if are_cached(network, config, plan):
         with contextlib.suppress(OSError):  # a disk that takes no features does not cost a trained network its result
             part = Features(network, config, plan, device, fingerprint).of("test", part, EVALUATION_BATCH)
             normalize, forward = Restored(plan.memory_format), network.head

@@ -28,10 +28,10 @@ KEPT_BYTES = 20 << 30  # of all features; those that were not used for longest g
 Answer = Callable[[torch.Tensor], torch.Tensor]
 
 
-def are_cached(network: nn.Module, config: Trial, plan: Plan, augmentation: Augmentation) -> bool:
-    """Whether features stand in for images that this augmentation changes."""
+def are_cached(network: nn.Module, config: Trial, plan: Plan) -> bool:
+    """Whether trials of this configuration have features in the place of images, executed so."""
     has_some = bool(getattr(network, "frozen_prefix", ()))
-    return config.cache_features and has_some and not plan.traces and augmentation == Augmentation()
+    return config.cache_features and has_some and not plan.traces and config.augmentation == Augmentation()
 
 
 class Features:

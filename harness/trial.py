@@ -170,7 +170,7 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
         ledger.enter("compile")
         native.library()
         ledger.enter("build")
-    on_features = are_cached(network, config, plan, config.augmentation)
+    on_features = are_cached(network, config, plan)
     step = make_step(network, config, plan, device, on_features)
     network = step.network
     forward: Any = network

@@ -95,8 +95,7 @@ def test_where_nothing_is_cached():
 
     def cached(network, **changes):
         config = trial(**{"compile": "off"} | changes)
-        plan = Plan.of(config, torch.device("cpu"))
-        return features.are_cached(network, config, plan, config.augmentation)
+        return features.are_cached(network, config, Plan.of(config, torch.device("cpu")))
 
     assert cached(network)
     assert not cached(network, cache_features=False)
