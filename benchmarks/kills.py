@@ -260,7 +260,7 @@ def kill(
     epochs = {trial: sweep.epoch(trial) for trial in running}
     row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
     row |= {"victim": victim, "signal": name, "seed": seed, "moment_seconds": round(time.monotonic() - started, 2)}
-    row |= {"running": len(running), "finished": len(finished)}
+    row |= {"running": len(running)}
     problems = [] if running and targets else ["nothing was running"]
     if victim == "driver":
         killed, left = time.monotonic(), sweep.processes()
@@ -275,6 +275,7 @@ def kill(
             time.sleep(0.2)
         row["orphans_after_seconds"] = round(time.monotonic() - killed, 1)
         problems += [f"process {p.pid} is left: {' '.join(command_of(p))[:100]}" for p in left]
+        finished = sweep.finished()  # a trial at its last step may have ended before it was told to
         sweep.start()
     elif targets and victim == "worker":
         draw.choice(targets).send_signal(signal.Signals[f"SIG{name}"])
@@ -285,11 +286,12 @@ def kill(
     problems += [f"exit code {code}: {said}"] if code else []
     if victim != "driver" and "goes on from its last checkpoint" not in sweep.said.read_text():
         problems.append("no trial was placed again")
+    row["finished"] = len(finished)
     found = {record["id"]: record for record in sweep.run.trials()}
     lost = []
     for trial in running:
         again = found.get(trial, {}).get("continued", [])
-        if again or victim == "driver":
+        if again or (victim == "driver" and trial not in finished):
             lost.append(max(0.0, epochs[trial] - (again[-1]["epoch"] if again else 0.0)))
     row["continued"] = sum("continued" in record for record in found.values())
     row["lost_epochs"] = max(lost, default="")
