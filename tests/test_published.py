@@ -9,12 +9,15 @@ import pandas as pd
 import pytest
 
 from harness import cli, report, results, stats
+from harness.plan import resolve
 from harness.plugins import load, load_space
 
 TOP = Path(__file__).parent.parent
 RESULTS = TOP / "benchmarks" / "results"
 RUN = results.RunDirectory(RESULTS / "published")
-FIRST, NARROWED = (results.RunDirectory(RESULTS / "recipe" / name) for name in ("first", "narrowed"))
+FIRST, NARROWED, PILOT, WARMED = (
+    results.RunDirectory(RESULTS / "recipe" / name) for name in ("first", "narrowed", "pilot", "warmed")
+)
 PAGE = TOP / "docs" / "published.md"
 SPACE = load("tune_spaces", "published", "SPACE")
 RECORDED = {
@@ -73,24 +76,28 @@ def transfer() -> list[str]:
 
 
 def recipe() -> list[str]:
-    """Rows of its table, the samples that ASHA left; its sentences about the others and the confirmation."""
+    """Rows of its table, the samples that ASHA left; its sentences about all else."""
     lines = []
-    for run, name in ((FIRST, "wide"), (NARROWED, "narrowed")):
+    for run, name in ((FIRST, "wide"), (NARROWED, "narrowed"), (WARMED, "warmed")):
         searched = [record for record in run.trials() if record["stage"] == "search"]
         for record in sorted(searched, key=lambda r: r["index"]):
             config, metrics = record["config"], record["metrics"]
             values = (config["optimizer"]["lr"], config["optimizer"]["weight_decay"], config["label_smoothing"])
             cells = [f"{name}, {record['index']}", *(f"{v:.2g}" for v in (*values, config["options"]["dropout"]))]
-            cells += [str(config["augmentation"]["crop_padding"])]
+            cells += [f"{config['augmentation']['crop_padding']}", f"{config['schedule']['warmup_epochs']:g}"]
             cells += [f"{metrics[part]:.4f}" for part in ("train_accuracy", "val_accuracy")]
             if record["status"] == "finished":
                 lines.append(f"| {' | '.join(cells)} |")
         stopped = sum(record["status"] == "stopped" for record in searched)
-        lines.append(f"ASHA stopped {stopped} of {len(searched)} samples")
-    (best,) = stats.ranking(NARROWED.trials())
-    tested = report.test_of(best)
-    assert tested
-    return [*lines, f"test accuracy {interval(tested)} over {tested.n} fresh seeds"]
+        lines.append(f"{stopped} of {len(searched)} samples of the {name} search")
+    lines += [f"`{record['variant']}` {record['metrics']['val_accuracy']:.4f}" for record in PILOT.trials()]
+    for run in (NARROWED, WARMED):
+        (best,) = stats.ranking(run.trials())
+        tested = report.test_of(best)
+        assert tested
+        lines.append(f"test accuracy {interval(tested)} over {tested.n} fresh seeds")
+        lines.append(f"{best.estimate.mean:.4f} on the validation images")
+    return lines
 
 
 def cache() -> list[str]:
@@ -107,8 +114,8 @@ def cache() -> list[str]:
 
 @pytest.mark.parametrize("lines", [rows, sentences, recipe, transfer, cache])
 def test_the_page_has_every_figure(lines):
-    page = PAGE.read_text()
-    missing = [line for line in lines() if line not in page]
+    page = " ".join(PAGE.read_text().split())  # however its lines are broken
+    missing = [line for line in lines() if " ".join(line.split()) not in page]
     assert not missing, "docs/published.md has to say:\n" + "\n".join(lines())
 
 
@@ -172,3 +179,18 @@ def test_the_space_that_it_shows_is_short_and_one(tmp_path):
     assert len(block.splitlines()) <= 15
     (tmp_path / "five.py").write_text(block)
     assert load_space(str(tmp_path / "five.py")).variants
+
+
+@pytest.mark.parametrize(
+    ("space", "run"),
+    [("recipe", WARMED), *((str(run.path / "space.py"), run) for run in (NARROWED, PILOT))],
+    ids=["warmed", "narrowed", "pilot"],
+)
+def test_the_spaces_of_the_recipe_are_those_that_were_run(space, run):
+    resolved = resolve({"space": space, "trial.precision": "bfloat16", "trial.compile": "kernels"})
+    searched = [record for record in run.trials() if record["stage"] == "search"]
+    assert {record["variant"] for record in searched} == set(resolved.space.variants or [""])
+    for record in searched:
+        changes = resolved.space.variants.get(record["variant"], record["parameters"])
+        assert cli.merge(resolved.base, cli.nested(dict(changes))).items() >= record["config"].items()
+        assert record["parameters"].keys() <= resolved.space.parameters.keys() | changes.keys()
