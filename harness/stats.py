@@ -201,8 +201,10 @@ def _test(claim: "Claim", difference: Difference) -> tuple[float, bool]:
     size = abs(difference.mean)
     if claim.margin is None:
         return 2 * difference.above(size), difference.mean > 0 if claim.higher else difference.mean < 0
-    # The two nulls exclude each other, so that the smaller p errs no more often than each.
-    inside, beyond = difference.above(claim.margin - size), difference.above(size - claim.margin)
+    # The two nulls exclude each other, so that the smaller p errs no more often than each. Beyond lie two sides: with a
+    # margin that is small against the error, a difference as large on the other one is as likely.
+    inside = difference.above(claim.margin - size)
+    beyond = difference.above(size - claim.margin) + difference.above(size + claim.margin)
     return min(inside, beyond), inside < beyond
 
 

@@ -170,6 +170,16 @@ def test_equivalence_is_shown_not_assumed():
     ]
 
 
+def test_unlike_within_no_margin_is_the_test_of_a_difference():
+    """Where the margin is nothing against the error, a difference on either side speaks against the claim."""
+    from scipy import stats as scipy
+
+    a, b = [0.70, 0.75, 0.73, 0.78, 0.71], [0.80, 0.803, 0.801]
+    (found,) = stats.findings([Claim("as good", "b", "a", margin=1e-9)], [*seeds("a", a), *seeds("b", b)])
+    assert found.verdict == "does not hold"
+    assert found.p == pytest.approx(scipy.ttest_ind(b, a, equal_var=False).pvalue)
+
+
 def test_less_of_a_gap_is_better():
     records = [*seeds("plain", 0.8 + SPREAD, 0.15 + SPREAD), *seeds("decay", 0.8 + SPREAD, 0.05 + SPREAD)]
     (found,) = stats.findings([Claim("decay overfits less", "decay", "plain", "gap")], records)
