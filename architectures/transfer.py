@@ -31,6 +31,8 @@ class Transfer(nn.Module):
             if name not in children:
                 raise ValueError(f"frozen={name}: no such part; choose from {', '.join(children)}")
             children[name].requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise ValueError(f"frozen={list(frozen)}: nothing is left to train; leave a part out")
         self.frozen = tuple(frozen)
         trained = [n for n in ORDER if n not in frozen and any(True for _ in children[n].parameters())]
         before = ORDER[: ORDER.index(trained[0])] if trained else ORDER
@@ -87,7 +89,7 @@ def build(
 
 
 def load_body(network: nn.Module, path: Path) -> None:
-    """Load all but the head `fc` from a state dict; ValueError names the first tensor that does not fit."""
+    """Load all but the head `fc` from a state dict; ValueError names the first tensor that ResNet-18 has otherwise."""
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -97,14 +99,17 @@ def load_body(network: nn.Module, path: Path) -> None:
             state = load_file(path)
         else:
             state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        state = {name.removeprefix("network."): tensor for name, tensor in state.items()}  # of a trial of this harness
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     except Exception as error:  # of readers of foreign files, each has its own
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"weights={path}: is no state dict that can be read ({reason})") from error
-    state = {name.removeprefix("network."): tensor for name, tensor in state.items()}  # of a trial of this harness
     own = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("fc.")}
     for name, tensor in own.items():
-        found = state.get(name)
-        if found is None or found.shape != tensor.shape:
-            shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
-            raise ValueError(f"weights={path}: {name} is {shape}, ResNet-18 has {tuple(tensor.shape)}")
+        if shapes.get(name) != tensor.shape:
+            found = f"of shape {shapes[name]}" if name in shapes else "missing"
+            raise ValueError(f"weights={path}: {name} is {found}, ResNet-18 has {tuple(tensor.shape)}")
+    for name in state:
+        if name not in own and not name.startswith("fc."):  # a deeper ResNet has all that this one has, and more
+            raise ValueError(f"weights={path}: {name} is of shape {shapes[name]}, ResNet-18 has none of that name")
     network.load_state_dict({name: state[name] for name in own}, strict=False)

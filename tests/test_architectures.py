@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
@@ -164,13 +165,25 @@ def test_transfer_takes_a_state_dict_but_its_head(tmp_path):
     with pytest.raises(BadInput, match=r"layer2\.0\.conv1\.weight is of shape \(3, 3\), ResNet-18 has \(128, 64"):
         build("transfer", weights=str(tmp_path / "wrong.safetensors"))
 
+    save_file(torchvision.models.resnet34().state_dict(), tmp_path / "deeper.safetensors")
+    with pytest.raises(BadInput, match=r"layer1\.2\.\S+ is of shape \S+.*, ResNet-18 has none of that name"):
+        build("transfer", weights=str(tmp_path / "deeper.safetensors"))
 
-@pytest.mark.parametrize("name", ["text.safetensors", "text.pt", "list.pt"])
+
+def test_something_is_left_to_train():
+    names = [*dict(build("transfer").network.named_children())]
+    with pytest.raises(BadInput, match="nothing is left to train"):
+        build("transfer", frozen=names)
+
+
+@pytest.mark.parametrize("name", ["text.safetensors", "text.pt", "list.pt", "numbers.pt"])
 def test_weights_that_are_none(tmp_path, name):
     file = tmp_path / name
     file.write_text("no weights at all")
     if name == "list.pt":
         torch.save([torch.zeros(3)], file)
+    if name == "numbers.pt":
+        torch.save({"conv1.weight": 3}, file)
     with pytest.raises(BadInput, match=rf"weights={file}: is no state dict that can be read"):
         build("transfer", weights=str(file))
 
