@@ -8,6 +8,7 @@ import difflib
 import gc
 import json
 import math
+import re
 import signal
 import sys
 import time
@@ -98,13 +99,17 @@ def _read_text(text: str, annotation: Any) -> Any:
     if origin in (list, tuple):
         if not (text.startswith("[") and text.endswith("]")):
             return text  # pydantic says that it is no list
-        return [_read_text(item.strip(), inner[0]) for item in text[1:-1].split(",") if item.strip()]
+        return _read_items(text, inner[0])
     if annotation is Any:
         try:
             return json.loads(text.lower() if text.lower() in ("true", "false") else text)
-        except ValueError:
-            return text
+        except ValueError:  # [conv1,bn1] as elsewhere, without JSON's quotes
+            return _read_items(text, Any) if re.fullmatch(r"\[[^\[\]]*\]", text) else text
     return text
+
+
+def _read_items(text: str, annotation: Any) -> list[Any]:
+    return [_read_text(item.strip(), annotation) for item in text[1:-1].split(",") if item.strip()]
 
 
 def nested(values: dict[str, Any]) -> dict[str, Any]:

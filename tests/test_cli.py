@@ -23,6 +23,7 @@ def test_values_are_read_by_their_type():
         "stages=[search,report]",
         "trial.options.kernel_size=5",
         "trial.options.widths=[[8,16],[32,32]]",
+        "trial.options.frozen=[conv1, bn1]",
         "trial.options.activation=relu",
         "trial.options.batch_norm=none",
         "trial.options.nothing=null",
@@ -39,6 +40,7 @@ def test_values_are_read_by_their_type():
     assert config.trial.options == {
         "kernel_size": 5,
         "widths": [[8, 16], [32, 32]],
+        "frozen": ["conv1", "bn1"],
         "activation": "relu",
         "batch_norm": "none",
         "nothing": None,
