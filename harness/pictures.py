@@ -27,13 +27,13 @@ def filters(weights: np.ndarray, name: str) -> Figure:
     """`weights` [K, C, R, R]: in colour where C is 3, each stretched to its own range; else the mean over C."""
     images = weights.transpose(0, 2, 3, 1) if weights.shape[1] == 3 else weights.mean(1)
     low, high = (f(images.reshape(len(images), -1), 1).reshape(-1, *[1] * (images.ndim - 1)) for f in (np.min, np.max))
-    return _tiles((images - low) / np.maximum(high - low, 1e-12), f"{len(images)} filters of {name}", cmap="gray")
+    return _tiles((images - low) / np.maximum(high - low, 1e-12), f"{len(images)} filters of convolution {name}", cmap="gray")
 
 
 def activations(image: np.ndarray, answers: np.ndarray, name: str) -> Figure:
     """`image` uint8 [H, W, 3] and what a convolution answers to it, [K, H', W']: negative blue, positive red."""
     reach = float(np.quantile(np.abs(answers), 0.99)) or 1.0
-    title = f"The image, and {len(answers)} channels of {name} ({answers.shape[1]}x{answers.shape[2]})"
+    title = f"The image, and {len(answers)} channels of convolution {name} ({answers.shape[1]}x{answers.shape[2]})"
     return _tiles([image, *answers], title, cmap="RdBu_r", vmin=-reach, vmax=reach)
 
 
