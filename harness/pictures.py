@@ -27,7 +27,8 @@ def filters(weights: np.ndarray, name: str) -> Figure:
     """`weights` [K, C, R, R]: in colour where C is 3, each stretched to its own range; else the mean over C."""
     images = weights.transpose(0, 2, 3, 1) if weights.shape[1] == 3 else weights.mean(1)
     low, high = (f(images.reshape(len(images), -1), 1).reshape(-1, *[1] * (images.ndim - 1)) for f in (np.min, np.max))
-    return _tiles((images - low) / np.maximum(high - low, 1e-12), f"{len(images)} filters of convolution {name}", cmap="gray")
+    title = f"{len(images)} filters of convolution {name}"
+    return _tiles((images - low) / np.maximum(high - low, 1e-12), title, cmap="gray")
 
 
 def activations(image: np.ndarray, answers: np.ndarray, name: str) -> Figure:
