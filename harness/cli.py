@@ -224,6 +224,8 @@ def run(
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        for number in STOPPING:  # the interpreter's end would put the system's handlers back
+            signal.signal(number, signal.SIG_IGN)
         print("stopped; the same command continues", file=sys.stderr)
         return 128 + (_received or signal.SIGINT)
     except Exception as error:

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +78,15 @@ def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
 
 
 def _shut_down(terminate: Any) -> None:
-    """Ray puts back the system's handler, which would end this process at a second signal: `terminate` is ours."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    try:
-        ray.shutdown()
-    finally:
-        signal.signal(signal.SIGTERM, terminate)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    """Ray puts back the system's handler on the way, two seconds before its end, and a second signal would end this
+    process at once. So `terminate`, ours, is put there again and again, which only the main thread may do."""
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(ray.shutdown)
+        while not ending.done():
+            signal.signal(signal.SIGTERM, terminate)
+            time.sleep(0.001)
+    signal.signal(signal.SIGTERM, terminate)
+    ending.result()
 
 
 @contextlib.contextmanager

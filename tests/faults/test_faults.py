@@ -405,15 +405,17 @@ def ends_equal(sweep: kills.Sweep, left_alone, seconds: float = 200.0) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["driver", "worker"])
-def test_a_second_sigterm_while_it_ends(victim, left_alone, tmp_path):
+def test_more_sigterms_while_it_ends(victim, left_alone, tmp_path):
     with running(tmp_path, "resources.retries=0") as sweep:
         targets = [sweep.process] if victim == "driver" else until(lambda: kills.training(sweep.processes()), 20)
-        for _ in range(2):
+        for _ in range(300 if victim == "driver" else 2):  # every moment of the driver's end, which takes seconds
             with contextlib.suppress(psutil.NoSuchProcess):
                 targets[0].send_signal(signal.SIGTERM)
             time.sleep(0.05)
+            if sweep.process.poll() is not None:
+                break
         if victim == "driver":
-            assert sweep.wait(15)[0] == 143
+            assert sweep.wait(1) == (143, "stopped; the same command continues")
             sweep.start()
         ends_equal(sweep, left_alone)
 
