@@ -84,7 +84,9 @@ class Claim:
     """That one variant is better than another, for the report to judge: `says` is the claim in words.
 
     `metric`: test_accuracy, or gap (training minus test accuracy: how much the network overfits), of which less is
-    better. `margin`: the claim is that the two are as good, to within so much (a fraction) either way.
+    better; the training accuracy is that of the steps since the validation before, so it compares trials that keep the
+    weights of the same epoch. `margin`: the claim is that the two are as good, to within so much (a fraction) either
+    way.
     """
 
     says: str

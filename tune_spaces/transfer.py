@@ -1,6 +1,6 @@
 """The report's task 4a: ResNet-18 from ImageNet weights on 112x112, layer4 and the head trained.
 
-Published: 0.898 on CIFAR-10's test set, in one run; not measured by this project yet. The weights (45 MB) are
+Expect what was published, 0.898 on CIFAR-10's test set in one run; not measured here yet. The weights (45 MB) are
 downloaded and checked by torchvision; without a network give `trial.options.weights=FILE` or `none`. A trial is
 0.97 GFLOP an image forward: `dry_run=true` estimates 80 minutes on 2 CPU cores.
 """

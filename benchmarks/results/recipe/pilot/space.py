@@ -1,21 +1,11 @@
 """Four ways for the rate to move, three epochs each: docs/published.md, "The best recipe"."""
 
-from tune_spaces import Space
+from tune_spaces import Space, recipe
 
 ONE_CYCLE = {"schedule.name": "one_cycle"}
 SPACE = Space(
-    trial={
-        "architecture": "final",
-        "options.dropout": 0.1,
-        "optimizer.name": "adam",
-        "optimizer.lr": 6e-4,
-        "optimizer.weight_decay": 1e-4,
-        "schedule.name": "linear",
-        "label_smoothing": 0.1,
-        "augmentation.flip": True,
-        "augmentation.crop_padding": 2,
-        "epochs": 3,
-    },
+    trial={**recipe.SPACE.trial, "options.dropout": 0.1, "optimizer.lr": 6e-4, "schedule.warmup_epochs": 0.0}
+    | {"epochs": 3},
     search={"seeds": 1},
     variants={
         "sgd": ONE_CYCLE
