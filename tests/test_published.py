@@ -15,6 +15,7 @@ from harness.plugins import load, load_space
 TOP = Path(__file__).parent.parent
 RESULTS = TOP / "benchmarks" / "results"
 RUN = results.RunDirectory(RESULTS / "published")
+DECAY = results.RunDirectory(RESULTS / "decay")
 FIRST, NARROWED, PILOT, WARMED = (
     results.RunDirectory(RESULTS / "recipe" / name) for name in ("first", "narrowed", "pilot", "warmed")
 )
@@ -100,6 +101,18 @@ def recipe() -> list[str]:
     return lines
 
 
+def decay() -> list[str]:
+    """The finding of the experiment on weight decay, and each variant's gap."""
+    space = load_space(str(DECAY.path / "space.py"))
+    recorded = {"variants": list(space.variants), "claims": [vars(claim) for claim in space.claims]}
+    lines = [f"- {finding.sentence}." for finding in report.findings_of(recorded, DECAY.trials())]
+    for name in space.variants:
+        records = [record for record in DECAY.trials() if record["variant"] == name]
+        trained, tested = (np.mean([r["metrics"][f"{part}_accuracy"] for r in records]) for part in ("train", "test"))
+        lines.append(f"`{name}` {trained:.3f} and {tested:.3f}")
+    return lines
+
+
 def remarks() -> list[str]:
     """What it says about the seeds of the variants that have five, and about validation against test of `final`."""
     lines, harder = [], []
@@ -127,7 +140,7 @@ def cache() -> list[str]:
     return ends
 
 
-@pytest.mark.parametrize("lines", [rows, sentences, recipe, remarks, transfer, cache])
+@pytest.mark.parametrize("lines", [rows, sentences, decay, recipe, remarks, transfer, cache])
 def test_the_page_has_every_figure(lines):
     page = " ".join(PAGE.read_text().split())  # however its lines are broken
     missing = [line for line in lines() if " ".join(line.split()) not in page]
@@ -198,10 +211,10 @@ def test_the_space_that_it_shows_is_short_and_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("space", "run"),
-    [("recipe", WARMED), *((str(run.path / "space.py"), run) for run in (NARROWED, PILOT))],
-    ids=["warmed", "narrowed", "pilot"],
+    [("recipe", WARMED), *((str(run.path / "space.py"), run) for run in (NARROWED, PILOT, DECAY))],
+    ids=["warmed", "narrowed", "pilot", "decay"],
 )
-def test_the_spaces_of_the_recipe_are_those_that_were_run(space, run):
+def test_the_spaces_beside_results_are_those_that_were_run(space, run):
     resolved = resolve({"space": space, "trial.precision": "bfloat16", "trial.compile": "kernels"})
     searched = [record for record in run.trials() if record["stage"] == "search"]
     assert {record["variant"] for record in searched} == set(resolved.space.variants or [""])
