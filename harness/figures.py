@@ -185,7 +185,8 @@ def train_against_test(table: pd.DataFrame, order: Sequence[str]) -> Figure:
         dodge=0.4,  # where stripplot puts two
         ax=axis,
     )
-    sns.stripplot(rows, x="variant", y="percent", hue="part", order=order, dodge=True, alpha=0.6, legend=False, ax=axis)
+    drawn = {"order": order, "dodge": True, "jitter": False}  # its jitter is another at each drawing
+    sns.stripplot(rows, x="variant", y="percent", hue="part", alpha=0.6, legend=False, ax=axis, **drawn)
     axis.set(xlabel="", ylabel="accuracy, %")
     sns.move_legend(axis, "upper left", bbox_to_anchor=(1.02, 1), title=None, frameon=False)
     return figure
