@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DEFAULT = (REFERENCE, "onnxruntime")
 COLUMNS = (
     *("artifact", "backend", "precision", "device", "batch_size", "threads", "scope", "replicate", "round"),
-    *("images", "seconds", "call_ms", "foreign_cores", "note"),
+    *("images", "seconds", "call_ms", "event_ms", "foreign_cores", "note"),
 )
 CHECK_BATCH = 500
 ROWS = "inference.csv"
@@ -103,6 +103,8 @@ def benchmark_exported(run: results.RunDirectory, settings: Benchmark, progress:
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     if settings.device == "cuda" and cuda is None:
         raise BadInput("benchmark.device=cuda: PyTorch sees no CUDA device; use auto or cpu")
+    if "device" in settings.scopes and (cuda is None or settings.device == "cpu"):
+        raise BadInput(f"benchmark.scope={settings.scope}: is for a GPU; on a CPU arrays are on the host, use host")
     if settings.uint8 and all(entry["input"]["normalized"] for entry in manifest["files"].values()):
         raise BadInput("benchmark.uint8=true: no exported file takes uint8 images; export with export.uint8=true")
     threads = settings.threads or results.environment()["cores"]
@@ -171,7 +173,7 @@ def benchmark_exported(run: results.RunDirectory, settings: Benchmark, progress:
         checkpoint.write_atomically(run.path / "inference_operators.csv", text)
         written.append("inference_operators.csv")
     told = verdict.decide(summary, settings, REFERENCE, AGAIN)
-    checkpoint.write_json(run.path / "verdict.json", told)
+    checkpoint.write_json(run.path / "verdict.json", told | {"environment": results.environment()})
     checkpoint.write_json(state_file, {**state, "files": {n: checkpoint.sha256(run.path / n) for n in written}})
     for line in verdict.lines(summary, told, REFERENCE, AGAIN):
         progress.line(f"benchmark: {line}")
@@ -192,5 +194,6 @@ def _rows(run: results.RunDirectory) -> list[dict[str, Any]]:
     """Of inference.csv."""
     import pandas
 
-    table = pandas.read_csv(run.path / ROWS, dtype={"call_ms": str, "note": str}, keep_default_na=False)
+    texts = {"call_ms": str, "event_ms": str, "note": str}
+    table = pandas.read_csv(run.path / ROWS, dtype=texts, keep_default_na=False)
     return table.to_dict("records")  # type: ignore[return-value]

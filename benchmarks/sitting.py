@@ -74,6 +74,7 @@ class Worker:
         except BaseException:
             self.close()
             raise
+        self.scopes = self.cold.pop("scopes")  # in which it can be timed
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """The answer to a request; Unavailable where the arm cannot, RuntimeError where it broke."""
@@ -130,7 +131,8 @@ class Sitting:
                 with self._leaving(workers, arm):
                     workers[arm.name] = stack.enter_context(Worker(arm, self.threads, self.images, self.log))
             for batch_size in order.sample(self.settings.batch_sizes, len(self.settings.batch_sizes)):
-                rows += self._batch_size(number, batch_size, workers, order, progress)
+                for scope in self.settings.scopes:
+                    rows += self._cell(number, batch_size, scope, workers, order, progress)
             rows = [row for row in rows if row["backend"] in workers]
             if self.settings.latency_ms is not None:
                 for worker in workers.values():
@@ -155,22 +157,33 @@ class Sitting:
     def _where(self, number: int) -> str:
         return f"benchmark: replicate {number + 1} of {self.settings.replicates}"
 
-    def _batch_size(
-        self, number: int, batch_size: int, workers: dict[str, Worker], order: random.Random, progress: "Progress"
+    def _cell(
+        self,
+        number: int,
+        batch_size: int,
+        scope: str,
+        workers: dict[str, Worker],
+        order: random.Random,
+        progress: "Progress",
     ) -> list[dict[str, Any]]:
-        """Rows of one batch size; an arm that breaks leaves `workers`, and its note says why."""
+        """Rows of one batch size and scope; an arm that breaks leaves `workers`, and its note says why."""
         rows, calls, notes = [], {}, {}
+        where = f"{self._where(number)}, batch size {batch_size}, {scope}"
         for name, worker in list(workers.items()):
-            progress.status(f"{self._where(number)}, batch size {batch_size}: warming up {name}")
+            if scope not in worker.scopes:
+                continue
+            progress.status(f"{where}: warming up {name}")
             with self._leaving(workers, worker.arm):
-                warm = worker.ask("warm_up", batch_size=batch_size, answers=str(worker.arm.check.answers))
+                answers = str(worker.arm.check.answers)
+                warm = worker.ask("warm_up", batch_size=batch_size, answers=answers, scope=scope)
                 calls[name] = max(1, round(self.settings.round_seconds / warm["call_seconds"]))
                 notes[name] = "" if warm["settled"] else "its calls did not settle"
-        progress.status(f"{self._where(number)}, batch size {batch_size}")
+        progress.status(where)
         for turn in range(self.settings.rounds):
-            for name in order.sample(list(workers), len(workers)):
+            timed = [name for name in calls if name in workers]
+            for name in order.sample(timed, len(timed)):
                 with self._leaving(workers, workers[name].arm):
-                    row = self._round(workers[name], calls[name], batch_size)
+                    row = self._round(workers[name], calls[name], batch_size, scope)
                     row |= {"replicate": number, "round": turn, "note": row["note"] or notes[name]}
                     rows.append(row)
         return rows
@@ -185,7 +198,7 @@ class Sitting:
             arm.note = f"not timed: {reason}"
             workers.pop(arm.name, None)
 
-    def _round(self, worker: Worker, calls: int, batch_size: int) -> dict[str, Any]:
+    def _round(self, worker: Worker, calls: int, batch_size: int, scope: str) -> dict[str, Any]:
         arm, others, started = worker.arm, conditions.Others(), time.perf_counter()
         told = worker.ask("measure", calls=calls)
         foreign = others.cores(told["cores"], time.perf_counter() - started)
@@ -200,10 +213,11 @@ class Sitting:
             "device": arm.check.device,
             "batch_size": batch_size,
             "threads": self.threads,
-            "scope": self.settings.scope,
+            "scope": self.settings.scopes[scope],
             "images": len(told["seconds"]) * batch_size,
             "seconds": sum(told["seconds"]),
             "call_ms": " ".join(f"{1000 * s:.4g}" for s in told["seconds"]),
+            "event_ms": " ".join(f"{1000 * s:.4g}" for s in told["event_seconds"]),
             "foreign_cores": round(foreign, 3),
             "note": f"uses {told['cores']:.1f} cores, not {self.threads}" if beyond else "",
         }
@@ -215,7 +229,8 @@ class Sitting:
             total += 3.0  # to start
             for batch_size in self.settings.batch_sizes:
                 call = batch_size / max(arm.images_per_second, 1e-3)
-                total += max(0.25, 2.5 * call) + self.settings.rounds * max(self.settings.round_seconds, call)
+                each = max(0.25, 2.5 * call) + self.settings.rounds * max(self.settings.round_seconds, call)
+                total += len(self.settings.scopes) * each
         return total
 
 

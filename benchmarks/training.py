@@ -5,7 +5,8 @@ compilation, training, validation, files. `plain`: a PyTorch loop with DataLoade
 Tune as PyTorch's tutorial has it; `harness`: python -m harness.tune. All train the same network on the same images with
 the same batch size, epochs, SGD and validations, no early stop. Every command counts, the first too; only decoding the
 images comes before, and what earlier commands compiled is in the cache. `harness_N`: N trials share the device, its
-cores or its one GPU; there is never more than one.
+cores or its one GPU; there is never more than one. MFU: model FLOPs over the rate of matrix products in the precision
+of an arm, measured here; that of a plain script on a GPU is TF32, which PyTorch's convolutions use by default.
 
     python -m benchmarks.training architecture=baseline data.name=images data.root=DIR out=RESULTS
 """
@@ -65,16 +66,26 @@ class Request(Strict):
 
 
 class Watch(threading.Thread):
-    """Peak memory of a process and all that it started, in bytes: the proportional share of what they hold."""
+    """Peak memory of a process and all that it started, in bytes: the proportional share of what they hold. Of the GPU
+    what all processes together take more than at the beginning."""
 
     def __init__(self, pid: int):
         super().__init__(daemon=True)
-        self.pid, self.peak, self.done = pid, 0, threading.Event()
+        self.pid, self.peak, self.peak_device, self.done = pid, 0, 0, threading.Event()
 
     def run(self) -> None:
         import psutil
+        import torch
 
-        while not self.done.wait(2.0):
+        cuda = torch.cuda.is_available()
+        free = torch.cuda.mem_get_info()[0] if cuda else 0
+        turn = 0
+        while not self.done.wait(0.5):
+            if cuda:
+                self.peak_device = max(self.peak_device, free - torch.cuda.mem_get_info()[0])
+            turn += 1
+            if turn % 4:  # what follows takes a while
+                continue
             total = 0
             try:
                 root = psutil.Process(self.pid)
@@ -104,7 +115,8 @@ def run_arm(arm: str, request: Request, log: Path) -> dict[str, Any]:
         command += [f"{name}={value}" for name, value in data.items()] + share(arm)
     else:
         command = ["-m", f"benchmarks.arms.{arm}", request.model_dump_json()]
-    environment = {"CUDA_VISIBLE_DEVICES": "0", **os.environ}  # one device, as a plain script has
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one device, as a plain script has
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": visible}
     started, first, trials = time.perf_counter(), 0.0, []
     with log.open("a") as errors:
         process = subprocess.Popen(
@@ -152,8 +164,9 @@ def run_arm(arm: str, request: Request, log: Path) -> dict[str, Any]:
         "step_images_per_second": at_once * sum(t["images"] for t in trials) / sum(t["train_seconds"] for t in trials),
         "first_result_seconds": first,
         "peak_bytes": watch.peak,
+        "peak_device_bytes": watch.peak_device,
         "val_accuracy": [t["val_accuracy"] for t in trials],
-        "precision": trials[0].get("precision", "float32"),
+        "precision": trials[0]["precision"],
         "plan": " ".join(str(trials[0].get(part, "")) for part in ("compile", "memory_format", "threads")).strip(),
         "plans": plans,
         "ledger": ledger,
@@ -186,18 +199,21 @@ def trials_at_once(arm: str, trials: list[dict[str, Any]]) -> int:
 def matrix_product_rates() -> dict[str, float]:
     """FLOP/s of matrix products on the first device by precision: the best of many, of several sizes.
 
-    On CPU with all threads at once or with one, times the cores: whichever is more, as trials may use either.
+    On CPU with all threads at once or with one, times the cores: whichever is more, as trials may use either. tf32: of
+    float32 numbers on CUDA, as PyTorch's convolutions compute by default; float32 is float32 there too.
     """
     import torch
 
     cuda = torch.cuda.is_available()
     device, threads = torch.device("cuda" if cuda else "cpu"), torch.get_num_threads()
     rates = {}
-    for name in ("float32", "bfloat16"):
+    for name in ("float32", "tf32", "bfloat16", "float16") if cuda else ("float32", "bfloat16"):
         rates[name] = 0.0
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        kind = torch.float32 if name == "tf32" else getattr(torch, name)
         for side, count in [(8192, 1)] if cuda else [(s, n) for s in (512, 1024, 2048) for n in (1, threads)]:
             torch.set_num_threads(count)
-            a, b = (torch.randn(side, side, device=device).to(getattr(torch, name)) for _ in range(2))
+            a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
             for _ in range(max(10, 2 * 2048 // side)):
                 started = time.perf_counter()
                 a @ b
@@ -205,6 +221,7 @@ def matrix_product_rates() -> dict[str, float]:
                     torch.cuda.synchronize()
                 rate = 2 * side**3 / (time.perf_counter() - started)
                 rates[name] = max(rates[name], rate * (1 if cuda else threads / count))
+    torch.backends.cuda.matmul.allow_tf32 = False
     torch.set_num_threads(threads)
     return rates
 
@@ -219,7 +236,7 @@ def summarize(rows: list[dict[str, Any]], flop: dict[str, float], rates: dict[st
     summary = []
     for arm, own in table.groupby("arm", sort=False):
         accuracy = [a for values in own["val_accuracy"] for a in values]
-        peak = rates.get(own["precision"].iloc[0], rates["float32"])
+        peak = rates[own["precision"].iloc[0]]
         step = float(own["step_images_per_second"].median())
         hourly = float(own["trials_per_hour"].median())
         row = {
@@ -228,6 +245,7 @@ def summarize(rows: list[dict[str, Any]], flop: dict[str, float], rates: dict[st
             "step_images_per_second": step,
             "first_result_seconds": float(own["first_result_seconds"].median()),
             "peak_gib": float(own["peak_bytes"].max()) / 2**30,
+            "peak_device_gib": float(own["peak_device_bytes"].max()) / 2**30,
             "precision": own["precision"].iloc[0],
             "plan": own["plan"].iloc[0],
             "mfu_step": step * flop["training"] / peak,

@@ -31,7 +31,7 @@ def summarize(
     reference: str,
     again: str,
 ) -> "pd.DataFrame":
-    """One row an arm and batch size, and one for each arm that was not timed, whose `note` says why."""
+    """One row an arm, batch size and scope, and one for each arm that was not timed, whose `note` says why."""
     import pandas as pd
 
     table = pd.DataFrame(rows)
@@ -40,14 +40,20 @@ def summarize(
     by_name[again] = by_name[reference]
     costs = pd.DataFrame(cold).groupby("backend").median()
     summary: list[dict[str, Any]] = []
-    for batch_size in sorted(table["batch_size"].unique()):
-        of_size = table[table.batch_size == batch_size]
-        wide = of_size.pivot(index=["replicate", "round"], columns="backend", values="speed")
+    cells = [(scope, size) for scope in table["scope"].unique() for size in sorted(table["batch_size"].unique())]
+    for scope, batch_size in cells:
+        cell = table[(table.scope == scope) & (table.batch_size == batch_size)]
+        wide = cell.pivot(index=["replicate", "round"], columns="backend", values="speed")
         for name, arm in by_name.items():
-            own = of_size[of_size.backend == name]
+            own = cell[cell.backend == name]
+            if not len(own):  # takes host arrays alone
+                continue
             paired = np.log(wide[name] / wide[reference]).groupby("replicate").median()
             ratio = stats.mean_interval(paired.tolist())
-            calls = np.array([float(ms) for text in own["call_ms"] for ms in str(text).split()])
+            calls, events = (
+                np.array([float(ms) for text in own[clock] for ms in str(text).split()])
+                for clock in ("call_ms", "event_ms")
+            )
             assert arm.accuracy is not None
             change = arm.accuracy["accuracy_change"]
             busy = float(own["foreign_cores"].median())
@@ -62,6 +68,7 @@ def summarize(
                     "backend": name,
                     "precision": arm.precision,
                     "device": arm.check.device,
+                    "scope": scope,
                     "batch_size": int(batch_size),
                     "images_per_second": float(own["speed"].median()),
                     "latency_ms": float(np.median(calls)),
@@ -69,6 +76,7 @@ def summarize(
                         f"latency_ms_p{q}": float(np.quantile(calls, q / 100)) if len(calls) >= least else math.nan
                         for q, least in CALLS_FOR.items()
                     },
+                    "event_ms": float(np.median(events)) if len(events) else math.nan,
                     "ratio": math.exp(ratio.mean),
                     "ratio_low": math.exp(ratio.low) if name != reference else 1.0,
                     "ratio_high": math.exp(ratio.high) if name != reference else 1.0,
@@ -98,18 +106,20 @@ def decide(summary: "pd.DataFrame", settings: Benchmark, reference: str, again: 
 
     `ship` is None where no arm meets them.
     """
-    batch_size = settings.recommended_batch_size
-    rows = summary[(summary["batch_size"] == batch_size) & (summary["backend"] != again)]
+    batch_size, scope = settings.recommended_batch_size, next(iter(settings.scopes.values()))
+    measured = summary[(summary["batch_size"] == batch_size) & (summary["scope"] == scope)]
+    rows = measured[measured["backend"] != again]
     allowed = rows[-rows["accuracy_change_low"] <= settings.max_accuracy_drop]
     if settings.latency_ms is not None:
         allowed = allowed[allowed["latency_ms_p90"].fillna(math.inf) <= settings.latency_ms]
-    (noise,) = summary[(summary["batch_size"] == batch_size) & (summary["backend"] == again)].to_dict("records")
-    asked = f"{settings.scope}, batch {batch_size}, accuracy at most {100 * settings.max_accuracy_drop:g} points lower"
+    (noise,) = measured[measured["backend"] == again].to_dict("records")
+    asked = f"{scope}, batch {batch_size}, accuracy at most {100 * settings.max_accuracy_drop:g} points lower"
     if settings.latency_ms is not None:
         asked += f", nine of ten calls within {settings.latency_ms:g} ms"
     told: dict[str, Any] = {
         "id": noise["artifact"].split("/")[0],
         "batch_size": batch_size,
+        "scope": scope,
         "latency": "" if settings.latency_ms is None else f"nine of ten answered within {settings.latency_ms:g} ms",
         "asked": asked,
         "noise": [noise["ratio_low"], noise["ratio_high"]],
@@ -143,12 +153,11 @@ def lines(summary: "pd.DataFrame", told: Mapping[str, Any], reference: str, agai
     """For people: an arm and batch size a line, the noise beside every ratio, last the sentence."""
     found = []
     measured = summary.dropna(subset=["batch_size"])
-    for batch_size, rows in measured.groupby("batch_size"):
+    for (scope, batch_size), rows in measured.groupby(["scope", "batch_size"], sort=False):
         (noise,) = rows[rows["backend"] == again].to_dict("records")
         for row in rows.to_dict("records"):
-            text = (
-                f"batch {batch_size:g}, {row['backend']} on {row['device']}: {row['images_per_second']:,.0f} images/s"
-            )
+            where = f"{scope}, batch {batch_size:g}, {row['backend']} on {row['device']}"
+            text = f"{where}: {row['images_per_second']:,.0f} images/s"
             if row["backend"] != reference:
                 text += f", {row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}] times {reference}"
                 text += f" (noise [{noise['ratio_low']:.2f}, {noise['ratio_high']:.2f}])"

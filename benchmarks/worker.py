@@ -11,14 +11,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import calls
 from export import Artifact
-from export.runtimes import Predict, Unavailable
+from export.runtimes import Unavailable
 from harness import checkpoint, plugins
 
 WARM_UP_CALLS, WARM_UP_SECONDS = 2, 0.2  # at least
@@ -30,6 +31,9 @@ ROTATED = 1024  # inputs that calls rotate through, at least
 class Arm:
     """What the requests act on."""
 
+    device = "cpu"
+    held_bytes = peak_held_bytes = 0  # of the device's memory
+
     def load(self, folder: str, name: str, runtime: str, device: str, threads: int, images: str) -> dict[str, Any]:
         """Load file `name` of that folder into the runtime; `images` is the .npy file of its inputs."""
         manifest = checkpoint.read_json(Path(folder) / "manifest.json")
@@ -40,13 +44,15 @@ class Arm:
         if usable_cores() < threads:
             raise Unavailable(f"{threads} threads were asked for, and this process may use {usable_cores()} cores")
         started = time.perf_counter()
-        self.predict: Predict = plugins.load("export.runtimes", runtime, "load")(artifact, device, threads)
+        self.predict: Any = plugins.load("export.runtimes", runtime, "load")(artifact, device, threads)
         if self.images.dtype == np.uint8:
-            self.predict = to_labels(self.predict, artifact)
+            self.predict = calls.to_labels(self.predict, artifact, device)
         loaded = time.perf_counter()
         self.artifact, self.runtime, self.device, self.threads = artifact, runtime, device, threads
         self.predict(np.ascontiguousarray(self.images[:2]))
-        return {"load_seconds": loaded - started, "first_call_seconds": time.perf_counter() - loaded}
+        told = {"load_seconds": loaded - started, "first_call_seconds": time.perf_counter() - loaded}
+        on_device = device == "cuda" and hasattr(self.predict, "on_device")
+        return told | {"scopes": ["host", "device"] if on_device else ["host"]}
 
     def answers(self, to: str, batch_size: int) -> dict[str, Any]:
         """Logits [N, classes] of all images, written to the .npy file `to`."""
@@ -58,54 +64,59 @@ class Arm:
         np.save(to, np.concatenate(found))
         return {"seconds": time.perf_counter() - started}
 
-    def warm_up(self, batch_size: int, answers: str) -> dict[str, Any]:
+    def warm_up(self, batch_size: int, answers: str, scope: str = "host") -> dict[str, Any]:
         """Call with this batch size until neither compilation nor caches change the time of a call any more.
 
-        `answers`: the .npy file of the logits that were checked; later calls are compared with them.
+        `answers`: the .npy file of the logits that were checked; later calls are compared with them. `scope`: whether
+        images and logits are host arrays or tensors on the device.
         """
+        self.scope = scope
         self.checked = np.load(answers, mmap_mode="r")
         rotated = max(1, min(len(self.images), max(ROTATED, batch_size)) // batch_size)
         # Few images repeat: a batch may be larger than the data set.
         self.rows = [np.arange(i * batch_size, (i + 1) * batch_size) % len(self.images) for i in range(rotated)]
-        self.batches = [np.ascontiguousarray(self.images[rows]) for rows in self.rows]
+        self.batches: list[Any] = [np.ascontiguousarray(self.images[rows]) for rows in self.rows]
+        if scope == "device":
+            import torch
+
+            self.batches = [torch.from_numpy(batch).to(self.device) for batch in self.batches]
         self.turn = 0
-        blocks = [self._calls(1)[0][0]]
-        started, calls = time.perf_counter(), 1
+        blocks = [self._calls(1).seconds[0]]
+        started, count = time.perf_counter(), 1
         while (spent := time.perf_counter() - started) < WARM_UP_LIMIT_SECONDS:
             settled = len(blocks) > 1 and blocks[-1] > (1 - SETTLED) * min(blocks[:-1])
             if settled and len(blocks) >= WARM_UP_CALLS and spent >= WARM_UP_SECONDS:
                 break
-            taken, _ = self._calls(calls)
+            taken = self._calls(count).seconds
             blocks.append(sum(taken) / len(taken))
-            calls = max(1, min(1000, round(WARM_UP_SECONDS / 4 / blocks[-1])))  # blocks that the clock can tell apart
+            count = max(1, min(1000, round(WARM_UP_SECONDS / 4 / blocks[-1])))  # blocks that the clock can tell apart
         else:
             settled = False
         return {"call_seconds": min(blocks), "settled": settled}
 
     def measure(self, calls: int) -> dict[str, Any]:
-        """Seconds of each of so many calls, and how far their answers are from those that were checked."""
+        """Seconds of each of so many calls by the host's clock, on the device by its own too (`event_seconds`), and how
+        far their answers are from those that were checked."""
         before = time.process_time()
         started = time.perf_counter()
-        taken, outputs = self._calls(calls)
+        first, done = self.turn, self._calls(calls)
         wall, own = time.perf_counter() - started, time.process_time() - before
-        away = max(float(np.abs(logits - self.checked[rows]).max()) for rows, logits in outputs)
-        return {"seconds": taken, "away": away, "cores": own / wall}
+        away = max(
+            float(np.abs(logits - self.checked[self.rows[number % len(self.rows)]]).max())
+            for number, logits in enumerate(done.logits, first)
+        )
+        return {"seconds": done.seconds, "event_seconds": done.event_seconds, "away": away, "cores": own / wall}
 
-    def _calls(self, count: int) -> tuple[list[float], list[tuple[np.ndarray, np.ndarray]]]:
-        clock, predict, taken, outputs = time.perf_counter_ns, self.predict, [], []
+    def _calls(self, count: int) -> calls.Timed:
+        batches = [self.batches[number % len(self.batches)] for number in range(self.turn, self.turn + count)]
         gc.collect()
         gc.disable()
         try:
-            for number in range(self.turn, self.turn + count):
-                batch = self.batches[number % len(self.batches)]
-                before = clock()
-                logits = predict(batch)
-                taken.append(clock() - before)
-                outputs.append((self.rows[number % len(self.rows)], logits))
+            done = calls.timed(self.predict, self.scope, self.device, batches)
         finally:
             gc.enable()
         self.turn += count
-        return [nanoseconds * 1e-9 for nanoseconds in taken], outputs
+        return done
 
     def serve(self, rate: float, seconds: float, seed: int) -> dict[str, Any]:
         """Latencies in seconds of single images that arrive at random, `rate` a second on average (Poisson).
@@ -137,35 +148,33 @@ class Arm:
         return {"operators": found}
 
     def memory(self) -> dict[str, Any]:
-        """Bytes of main memory that this process has held at most; where that is not known, that it holds now."""
+        """Bytes of main memory that this process has held at most; where that is not known, that it holds now. And of
+        a GPU's memory, CUDA itself aside: it is read after each request, and runtimes give little back meanwhile."""
         import psutil
 
+        device = {"peak_device_bytes": self.peak_held_bytes} if self.device == "cuda" else {}
         with contextlib.suppress(OSError):  # Linux; getrusage would count what its parent held when it was started
             status = Path("/proc/self/status").read_text()
             (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
-            return {"peak_bytes": int(line.split()[1]) * 1024}
+            return {"peak_bytes": int(line.split()[1]) * 1024} | device
         info = psutil.Process().memory_info()
-        return {"peak_bytes": getattr(info, "peak_wset", info.rss)}
+        return {"peak_bytes": getattr(info, "peak_wset", info.rss)} | device
 
-
-def to_labels(predict: Predict, artifact: Artifact) -> Predict:
-    """From uint8 images [N, H, W, 3], normalised here where the file does not; the labels are made, logits returned."""
-    normalize = None
-    if artifact.entry["input"]["normalized"]:
+    @contextlib.contextmanager
+    def watching(self, request: Mapping[str, Any]) -> Iterator[None]:
+        """Around a request: how much more of the device's memory is taken after it. Meanwhile the others wait."""
+        self.device = request.get("device", self.device)
+        if self.device != "cuda":
+            yield
+            return
         import torch
 
-        from harness.batches import Normalizer
-        from harness.config import Normalization
-
-        normalization = Normalization.model_validate(artifact.manifest["normalization"])
-        normalize = Normalizer(normalization, torch.device("cpu"))
-
-    def answer(images: np.ndarray) -> np.ndarray:
-        logits = predict(images if normalize is None else normalize(torch.from_numpy(images)).numpy())
-        logits.argmax(1)
-        return logits
-
-    return answer
+        free, _ = torch.cuda.mem_get_info()
+        try:
+            yield
+        finally:
+            self.held_bytes += free - torch.cuda.mem_get_info()[0]
+            self.peak_held_bytes = max(self.peak_held_bytes, self.held_bytes)
 
 
 def usable_cores() -> int:
@@ -180,7 +189,8 @@ def main() -> int:
         request = json.loads(line)
         method: Callable[..., dict[str, Any]] = getattr(arm, request.pop("do"))
         try:
-            told = method(**request)
+            with arm.watching(request):
+                told = method(**request)
         except Unavailable as reason:
             told = {"absent": str(reason)}
         except Exception as error:

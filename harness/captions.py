@@ -145,11 +145,15 @@ def of_inference(
     from harness import figures
 
     measured = summary.dropna(subset=["batch_size"])
+    if "scope" in measured:  # figures are of the one that is recommended for, which comes first
+        measured = measured[measured["scope"] == measured["scope"].iloc[0]]
+        rounds = rounds[rounds["scope"] == measured["scope"].iloc[0]]
+    timed = rounds["scope"].iloc[0]
     largest = int(max(measured["batch_size"]))
     asked, least = verdict["batch_size"] if verdict else largest, int(min(measured["batch_size"]))
     yield (
         "accuracy_throughput",
-        f"Accuracy on the test images against throughput in batches of {asked}, host arrays in and out. On the "
+        f"Accuracy on the test images against throughput in batches of {asked}, {timed}. On the "
         "line is what nothing else surpasses in both.",
         figures.accuracy_against(measured, "images_per_second", asked),
     )

@@ -32,7 +32,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # ray and its dependencies announce their own future changes
     import ray
 
-from harness import results
+from harness import gpus, results
 from harness.config import Resources
 from harness.errors import BadInput
 
@@ -61,6 +61,7 @@ def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
             try:
                 ray.init(
                     num_cpus=cores,
+                    num_gpus=gpus.usable(),  # Ray itself asks NVML, which may be missing where PyTorch works
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,

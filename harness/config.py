@@ -86,14 +86,22 @@ class Trial(Strict):
     plan: Literal["auto", "rule"] = Field(
         "auto",
         description="what compile and memory_format leave to auto; auto: measured once a run, where training is long "
-        "enough to pay for it; rule: torch.compile on a GPU, eager on CPU, channels_last",
+        "enough to pay for it; rule: eager and channels_last",
     )
     compile: Literal[
-        "auto", "off", "kernels", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "captured"
+        "auto",
+        "off",
+        "kernels",
+        "captured-eager",
+        "default",
+        "reduce-overhead",
+        "max-autotune",
+        "max-autotune-no-cudagraphs",
+        "captured",
     ] = Field(
         "auto",
         description="torch.compile's mode; kernels: the harness's own activations, poolings and convolutions (CPU); "
-        "captured: the whole step as one CUDA graph",
+        "captured-eager: the whole step as one CUDA graph; captured: the same of the compiled network",
     )
     memory_format: Literal["auto", "channels_last", "contiguous"] = Field("auto", description="NHWC or NCHW in memory")
     validations_per_epoch: int = Field(2, ge=1, description="evenly spaced, the last at the epoch's end")
@@ -154,15 +162,17 @@ class Resources(Strict):
     address: str | None = Field(
         None, description="Ray cluster to join: auto or host:port; default RAY_ADDRESS, or none"
     )
-    gpus_per_trial: float | None = Field(None, ge=0, description="may be a fraction; default 1 where there are GPUs")
+    gpus_per_trial: float | None = Field(
+        None, ge=0, description="0: train on CPU; a fraction: trials share a GPU; default 1 where there are GPUs"
+    )
     cpus_per_trial: float | None = Field(None, gt=0, description="threads too; default: cores shared by the trials")
     concurrency: int | None = Field(None, ge=1, description="trials at once; default: as many as fit")
 
     @field_validator("gpus_per_trial")
     @classmethod
-    def _whole_above_one(cls, gpus):
-        if gpus is not None and gpus > 1 and gpus != int(gpus):
-            raise ValueError("must be a fraction of one GPU, or a whole number of them")
+    def _one_at_most(cls, gpus):
+        if gpus is not None and gpus > 1:
+            raise ValueError("a trial uses one GPU; give 1, or a fraction for trials that share one")
         return gpus
 
     retries: int = Field(1, ge=0, description="of a trial that failed or whose process died")
@@ -172,6 +182,11 @@ class Resources(Strict):
     timeout_seconds: float | None = Field(
         None, gt=0, description="a trial that does not come to its next validation in it is ended; default: no limit"
     )
+
+    @property
+    def device(self) -> Literal["auto", "cpu"]:
+        """Where the driver computes what it does of trials itself."""
+        return "cpu" if self.gpus_per_trial == 0 else "auto"
 
 
 class Export(Strict):
@@ -199,6 +214,11 @@ class Benchmark(Strict):
     uint8: bool = Field(
         False, description="time uint8 images to labels, normalisation included; else normalised float32 to logits"
     )
+    scope: Literal["host", "device", "both"] = Field(
+        "host",
+        description="host: arrays in main memory, copies to and from a GPU included; device: images and logits stay on "
+        "the GPU; both: one after the other, and the recommendation is for host",
+    )
     replicates: int = Field(5, ge=2, description="fresh processes of each arm; intervals are over them")
     rounds: int = Field(2, ge=1, description="interleaved measurements of each arm and batch size in a replicate")
     round_seconds: float = Field(0.1, gt=0, description="at least so long a measurement")
@@ -222,8 +242,13 @@ class Benchmark(Strict):
         return self
 
     @property
-    def scope(self) -> str:
-        return "uint8 images to labels" if self.uint8 else "host arrays"
+    def scopes(self) -> dict[str, str]:
+        """Host and device, as far as they are timed, and how inference.csv calls what a call does; the first is
+        recommended for."""
+        calls = {"host": "host arrays", "device": "device arrays"}
+        if self.uint8:
+            calls = {"host": "uint8 images to labels", "device": "uint8 images on the device to labels"}
+        return {scope: calls[scope] for scope in calls if self.scope in (scope, "both")}
 
     @property
     def recommended_batch_size(self) -> int:

@@ -37,7 +37,7 @@ def print_estimate(resolved: Resolved, planner: Planner, data: "Dataset", progre
     progress.line(f"search: {len(todo)} trials to run; confirm: {confirm}")
     if not todo and not confirm:
         return
-    speed, seconds_per_mac = _measure(trials[0].config, data)
+    speed, seconds_per_mac = _measure(trials[0].config, data, resolved.config.resources.device)
     images, work = 0, 0.0
     for planned, count in [*[(one, 1) for one in todo], (trials[0], confirm)]:
         own_images = count * planned.config.epochs * _images_an_epoch(planned, data)
@@ -60,7 +60,7 @@ def _macs(config: Trial, data: "Dataset") -> int:
     return summarize(plugins.build_network(config, len(data.classes), data.input_size), data.input_size).macs
 
 
-def _measure(config: Trial, data: "Dataset") -> tuple[float, float]:
+def _measure(config: Trial, data: "Dataset", device_name: str) -> tuple[float, float]:
     """(images a second, seconds per image and multiply-add) of real steps on this machine's first device."""
     import torch
 
@@ -68,7 +68,7 @@ def _measure(config: Trial, data: "Dataset") -> tuple[float, float]:
     from harness.execution import Plan
     from harness.step import make_step
 
-    device = pick_device("auto")
+    device = pick_device(device_name)
     side = data.input_size
     network = plugins.build_network(config, len(data.classes), side)
     step = make_step(network.train(), config, Plan.of(config, device), device)

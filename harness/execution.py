@@ -28,9 +28,9 @@ COMPILER = {"cpu": ("CXX", "g++", "clang++"), "cuda": ("CC", "gcc", "clang", "cc
 
 @dataclass(frozen=True)
 class Plan:
-    """`compile`: off; kernels (those of harness/kernels.py, on CPU); a mode of torch.compile for the network; or
-    captured (the whole step as one CUDA graph). `source`: why so: rule, measured, or why what was measured is not
-    followed here."""
+    """`compile`: off; kernels (those of harness/kernels.py, on CPU); a mode of torch.compile for the network; or the
+    whole step as one CUDA graph, with the network as it is (captured-eager) or compiled (captured). `source`: why so:
+    rule, measured, or why what was measured is not followed here."""
 
     device: str
     precision: str
@@ -46,7 +46,17 @@ class Plan:
     @property
     def traces(self) -> bool:
         """Whether torch.compile makes its code, at the first step."""
-        return self.compile not in ("off", "kernels")
+        return needs_compiler(self.compile) and self.compile != "kernels"
+
+    @property
+    def captured(self) -> bool:
+        """Whether the whole step is one CUDA graph."""
+        return self.compile.startswith("captured")
+
+    @property
+    def mode(self) -> str:
+        """That of torch.compile, where it makes the code."""
+        return "default" if self.captured else self.compile
 
     @classmethod
     def of(cls, trial: Trial, device: torch.device, chosen: Mapping[str, Any] | None = None) -> "Plan":
@@ -64,7 +74,7 @@ class Plan:
         fixed = {part: getattr(trial, part) for part in PARTS if getattr(trial, part) != "auto"}
         if any(chosen[part] != value for part, value in fixed.items()):
             return dataclasses.replace(rule, source="rule: measured with other fixed parts")
-        if chosen["compile"] != "off" and not compiler(device.type):
+        if needs_compiler(chosen["compile"]) and not compiler(device.type):
             return dataclasses.replace(rule, source=f"rule: no compiler here for {chosen['compile']}")
         return dataclasses.replace(rule, source="measured", **{part: chosen[part] for part in PARTS})
 
@@ -76,16 +86,21 @@ class Plan:
         if precision == "float16" and device.type != "cuda":
             raise BadInput("trial.precision=float16: needs a CUDA device; use bfloat16 or float32 on CPU")
         if compile_mode == "auto":
-            compile_mode = "default" if device.type == "cuda" and compiler(device.type) else "off"
+            compile_mode = "off"  # what else there is has to earn what it costs first
         if memory_format == "auto":
             memory_format = "channels_last"
-        if compile_mode != "off" and not compiler(device.type):
+        if needs_compiler(compile_mode) and not compiler(device.type):
             raise BadInput(f"trial.compile={compile_mode}: no C++ compiler on this machine; install g++ or use off")
         if compile_mode == "kernels" and (device.type != "cpu" or memory_format != "channels_last"):
             raise BadInput("trial.compile=kernels: is for CPUs and memory_format=channels_last; use default or off")
-        if compile_mode == "captured" and device.type != "cuda":
-            raise BadInput("trial.compile=captured: needs a CUDA device; use kernels or off on CPU")
+        if compile_mode.startswith("captured") and device.type != "cuda":
+            raise BadInput(f"trial.compile={compile_mode}: needs a CUDA device; use kernels or off on CPU")
         return cls(device.type, precision, compile_mode, memory_format, torch.get_num_threads())
+
+
+def needs_compiler(compile_mode: str) -> bool:
+    """Whether trial.compile=`compile_mode` has code made, by torch.compile or of our own."""
+    return compile_mode not in ("off", "captured-eager")
 
 
 def compiler(device: str) -> str | None:
@@ -110,6 +125,8 @@ def prepare_process() -> None:
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiled_folder())
     os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # else each process compiles a test of the CPU's vectors
+    # Else each of them starts as many compilers as the node has cores, which its trials share.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(2, torch.get_num_threads())))
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         most_mapped, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
@@ -125,8 +142,8 @@ def compiled_folder() -> Path:
 
 
 def compiled_mark(plan: Plan, shape: str) -> Path:
-    """The file that is there once a network of that shape has been compiled on this node for that plan."""
-    return compiled_folder() / f"{shape}-{plan.compile}.done"
+    """The file that is there once a network of that shape has been compiled on this node in that plan's mode."""
+    return compiled_folder() / f"{shape}-{plan.mode}.done"
 
 
 @contextlib.contextmanager
@@ -151,10 +168,14 @@ def compiling(plan: Plan, shape: str) -> Iterator[None]:
         lock.release(force=True)
 
 
-def shape_key(trial: Trial, num_classes: int, input_size: int, device: torch.device, threads: int) -> str:
-    """Of all that decides how fast a trial's step is, but the plan."""
+def machine_name(device: torch.device) -> str:
+    """Of what computes: the GPU, or this machine's CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else results.environment()["cpu"]
+
+
+def shape_key(trial: Trial, num_classes: int, input_size: int, machine: str, threads: int) -> str:
+    """Of all that decides how fast a trial's step is on `machine` (see `machine_name`), but the plan."""
     environment = results.environment()
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else environment["cpu"]
     decides = {"architecture", "options", "batch_size", "augmentation", "precision"}
     known = [
         *(machine, environment["cores"], environment["versions"], results.code_digest(trial.architecture)),

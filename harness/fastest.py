@@ -20,27 +20,37 @@ from architectures._summary import summarize
 from harness import checkpoint, datasets, execution, native, plugins, results
 from harness.batches import Draws, Part
 from harness.config import Trial
-from harness.execution import Plan, compiled_mark, compiler, compiling, shape_key
+from harness.execution import Plan, compiled_mark, compiler, compiling, machine_name, needs_compiler, shape_key
 from harness.progress import Progress
 from harness.step import Dropout, make_step
 
 TOLERANCE = {"float32": 0.05, "bfloat16": 0.2, "float16": 0.1}  # of each gradient, relative to its norm
 MARGIN = 0.03  # a plan must be so much faster than the rule's, or timing noise would choose
 SHARE, LEAST_SECONDS = 0.03, 10.0  # what measuring may cost: of the planned training, or so many seconds
-# At first, and from the cache. What is captured was compiled before, as the rule's plan.
-COMPILE_SECONDS = {"off": (0.0, 0.0), "kernels": (8.0, 0.0), "default": (45.0, 15.0), "captured": (8.0, 8.0)}
+# Until a plan can be timed: at first, and from the cache.
+COMPILE_SECONDS = {
+    "off": (0.0, 0.0),
+    "kernels": (8.0, 0.0),
+    "captured-eager": (2.0, 2.0),
+    "default": (45.0, 15.0),
+    "captured": (47.0, 17.0),
+}
 ROUNDS = 5
-MEASURED_FROM_FLOP = {"cpu": 1e13, "cuda": 1e15}  # of planned training: with less, measuring takes as long
+# Planned training is measured for where it takes about so long: a measurement does too. In eager steps, of which each
+# does so many operations a second but takes so many seconds at least, which is what launching its kernels takes.
+MEASURED_FROM_SECONDS = 10.0
+EAGER_STEPS = {"cpu": (1e12, 0.0), "cuda": (5e13, 2e-3)}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the trials of a stage run: kind of device, threads, how many at once; whether this process is there too."""
+    """Where the trials of a stage run: kind of device, threads, how many at once; on which `machine`
+    (execution.machine_name), None where this process does not know."""
 
     device: str
     threads: int
     at_once: int
-    here: bool
+    machine: str | None
 
 
 def plans_of_run(
@@ -61,20 +71,22 @@ def plans_of_run(
     assert recorded is not None
     data, plans = recorded["data"], recorded.get("plans", {})
     for config in {config.architecture: config for config in reversed(configs)}.values():
-        is_open = config.compile == "auto" or (config.compile == "off" and config.memory_format == "auto")
+        cheap = config.compile != "auto" and not needs_compiler(config.compile)
+        is_open = config.compile == "auto" or (cheap and config.memory_format == "auto")
         if config.architecture in plans or config.plan == "rule" or not is_open:
             continue
         started = time.monotonic()
         classes, side = len(data["classes"]), data["input_size"]
-        images = of * config.epochs * data["train"]
+        images, batch_size = of * config.epochs * data["train"], config.batch_size
         network = plugins.build_network(config, classes, side, restoring=True)
-        # Backward is about twice the work of forward, and a multiply-add two operations.
-        if 6.0 * summarize(network, side).macs * images < MEASURED_FROM_FLOP[place.device]:
+        expected = eager_seconds(place.device, summarize(network, side).macs, images, batch_size)
+        if expected < MEASURED_FROM_SECONDS:
             choice: dict[str, Any] = {"by_rule": "too little training to measure for"}
         else:
             each = images / place.at_once
-            device = torch.device(place.device)
-            known = remembered(config, classes, side, device, each, place.threads) if place.here else None
+            known = None
+            if place.machine is not None:
+                known = remembered(config, classes, side, place.machine, each, place.threads)
             if known is not None:
                 choice = known
             else:
@@ -93,6 +105,13 @@ def plans_of_run(
     return plans
 
 
+def eager_seconds(device: str, macs: int, images: int, batch_size: int) -> float:
+    """About how long so many images take to train in eager steps; `macs`: multiply-adds of a forward pass of one."""
+    rate, least = EAGER_STEPS[device]
+    # Backward is about twice the work of forward, and a multiply-add two operations.
+    return images / batch_size * max(least, 6.0 * macs * batch_size / rate)
+
+
 def choose_in_process(
     config: dict[str, Any], classes: int, side: int, device: str, threads: int, images: float
 ) -> dict[str, Any]:
@@ -105,15 +124,16 @@ def choose_in_process(
 def candidates(trial: Trial, device: torch.device) -> list[Plan]:
     """Plans that leave what the configuration fixes, the rule's first."""
     rule = Plan.of(trial, device)
-    modes = ["off", "kernels", "default"] if device.type == "cpu" else ["default", "captured", "off"]
+    modes = ["off", "kernels", "default"] if device.type == "cpu" else ["off", "captured-eager", "default", "captured"]
     if trial.compile != "auto":
         modes = [rule.compile]
     elif not compiler(device.type):
-        modes = ["off"]
+        modes = [mode for mode in modes if not needs_compiler(mode)]
     formats = ["channels_last", "contiguous"] if trial.memory_format == "auto" else [rule.memory_format]
     # A compiled one in one format: two would cost twice as much. The most promising first, while there is time.
     plans = [rule, *(dataclasses.replace(rule, compile=mode, memory_format=formats[0]) for mode in modes)]
-    plans += [dataclasses.replace(rule, compile="off", memory_format=one) for one in formats[1:] if "off" in modes]
+    cheap = [mode for mode in modes if not needs_compiler(mode)]
+    plans += [dataclasses.replace(rule, compile=mode, memory_format=one) for one in formats[1:] for mode in cheap]
     return [plan for plan in dict.fromkeys(plans) if plan.compile != "kernels" or plan.memory_format == "channels_last"]
 
 
@@ -126,13 +146,14 @@ def choose(trial: Trial, num_classes: int, input_size: int, device: torch.device
     the reason; what was compiled once costs less the next time.
     """
     started = time.perf_counter()
-    if (known := remembered(trial, num_classes, input_size, device, images)) is not None:
+    machine, threads = machine_name(device), torch.get_num_threads()
+    if (known := remembered(trial, num_classes, input_size, machine, images, threads)) is not None:
         return known
     plans = candidates(trial, device)
     rule = plans[0]
     if len(plans) == 1:
         return {"by_rule": "nothing to choose from"}
-    shape = shape_key(trial, num_classes, input_size, device, rule.threads)
+    shape = shape_key(trial, num_classes, input_size, machine, threads)
     eager = dataclasses.replace(rule, compile="off")
     present: dict[Plan, Candidate] = {}
     reasons: dict[Plan, str] = {}
@@ -187,15 +208,15 @@ def choose(trial: Trial, num_classes: int, input_size: int, device: torch.device
         "first_seconds": {plan.name: first_seconds[plan] for plan in present},
         "left_out": {plan.name: reason for plan, reason in reasons.items()},
     }
-    checkpoint.write_json(_cache_file(trial, num_classes, input_size, device, rule.threads), choice)
+    checkpoint.write_json(_cache_file(trial, num_classes, input_size, machine, threads), choice)
     return choice
 
 
 def remembered(
-    trial: Trial, num_classes: int, input_size: int, device: torch.device, images: float, threads: int | None = None
+    trial: Trial, num_classes: int, input_size: int, machine: str, images: float, threads: int
 ) -> dict[str, Any] | None:
-    """What `choose` found earlier on this machine; None where time was short then, and more training is to come now."""
-    file = _cache_file(trial, num_classes, input_size, device, threads or torch.get_num_threads())
+    """What `choose` found earlier on `machine`; None where time was short then, and more training is to come now."""
+    file = _cache_file(trial, num_classes, input_size, machine, threads)
     try:
         known = checkpoint.read_json(file)
     except (OSError, ValueError):
@@ -203,9 +224,9 @@ def remembered(
     return known | {"from_cache": True} if images <= known["images"] or not known["short_of_time"] else None
 
 
-def _cache_file(trial: Trial, num_classes: int, input_size: int, device: torch.device, threads: int) -> Path:
+def _cache_file(trial: Trial, num_classes: int, input_size: int, machine: str, threads: int) -> Path:
     fixed = f"{trial.compile}-{trial.memory_format}"
-    shape = shape_key(trial, num_classes, input_size, device, threads)
+    shape = shape_key(trial, num_classes, input_size, machine, threads)
     return datasets.cache_folder("plans") / f"{shape}-{fixed}.json"
 
 
@@ -254,6 +275,8 @@ class Candidate:
         self.network.train()
         for compiled, rate in zip(compiled_dropouts, rates, strict=True):
             compiled.rate.copy_(rate)
+        if dropouts:
+            self.step.start_over()
         self.step(self.part, self.draws, 0.0).tolist()
         return found
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness import checkpoint, datasets, results
+from harness import checkpoint, datasets, execution, results
 from harness.batches import Normalizer, Part, autocast
 from harness.config import Augmentation, Trial
 from harness.execution import Plan
@@ -47,7 +47,7 @@ class Features:
         for name, tensor in sorted(network.state_dict().items()):
             if name.startswith(tuple(f"{path}." for path in network.frozen_prefix)):
                 self.digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-        machine = torch.cuda.get_device_name(device) if device.type == "cuda" else results.environment()["cpu"]
+        machine = execution.machine_name(device)
         how = {part: value for part, value in vars(plan).items() if part != "source"}
         fields = {"architecture", "options", "normalization"}
         known = [config.model_dump(mode="json", include=fields), how, fingerprint, machine]

@@ -33,7 +33,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import checkpoint
+from harness import checkpoint, gpus
 from harness.errors import BadInput
 
 if TYPE_CHECKING:
@@ -292,7 +292,7 @@ def code_digest(architecture: str) -> str:
 
 @functools.cache
 def environment() -> dict[str, Any]:
-    """Machine and versions, as far as they can be told without importing torch."""
+    """Machine, GPUs and versions; torch is imported where there are GPUs alone."""
     versions = {}
     for name in ("torch", "torchvision", "ray", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy"):
         try:
@@ -306,6 +306,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "versions": versions,
+        "gpus": gpus.described(),
     }
 
 

@@ -27,7 +27,7 @@ with warnings.catch_warnings():
 
     from harness.worker import Worker
 
-from harness import cli, results
+from harness import cli, gpus, results
 from harness.config import Search, Trial
 from harness.journal import Journal
 from harness.plan import Planned, Planner
@@ -287,8 +287,10 @@ def _plans(
         task = ray.remote(num_cpus=share.request["cpu"], num_gpus=share.request["gpu"], max_calls=1)(function)
         return ray.get(task.remote(*arguments))
 
-    here = share.device == "cpu" and not planner.resolved.config.resources.address
-    place = fastest.Place(share.device, share.threads, min(of, share.at_once), here)
+    machine = None
+    if not planner.resolved.config.resources.address:
+        machine = gpus.common_name() if share.device == "cuda" else results.environment()["cpu"]
+    place = fastest.Place(share.device, share.threads, min(of, share.at_once), machine)
     return fastest.plans_of_run(configs, of, run, place, progress, in_the_place_of_a_trial)
 
 

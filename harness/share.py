@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from harness import gpus as local
 from harness.config import Resources
 from harness.errors import BadInput
 
@@ -19,11 +20,17 @@ class Share:
     def of(cls, resources: Resources, nodes: Sequence[dict[str, float]], trials: int) -> "Share":
         """As asked; else a GPU each where there are any, and the CPUs divided among the trials that run at once.
 
-        BadInput where no node has as much: Ray would wait for one for ever.
+        BadInput where no node has as much: Ray would wait for one for ever. And where PyTorch sees GPUs here, but no
+        node offers one: trials would run on the CPU without a word.
         """
         most_gpus = max(node.get("GPU", 0) for node in nodes)
         gpus = resources.gpus_per_trial
         if gpus is None:
+            if not most_gpus and (here := local.usable()):
+                raise BadInput(
+                    f"resources.address: no node of the cluster offers a GPU, but PyTorch sees {here} here; start Ray "
+                    f"with --num-gpus={here}, or give resources.gpus_per_trial=0 to train on CPUs"
+                )
             gpus = 1.0 if most_gpus else 0.0
         if gpus > most_gpus:
             raise BadInput(f"resources.gpus_per_trial={gpus:g}: no node has more than {most_gpus:g} GPUs; ask for less")

@@ -3,9 +3,11 @@
 A batch's random draws come in from outside, so that a step has no random state of its own but dropout's.
 """
 
+import functools
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,9 +67,11 @@ def make_optimizer(network: nn.Module, trial: Trial, device: torch.device) -> to
 
 def to_device(network: nn.Module, device: torch.device, memory_format: str = "channels_last") -> nn.Module:
     """The network on the device in that memory format; from then on float32 on CUDA means float32, not TF32."""
-    if device.type == "cuda":
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
+    # Not by the newer `fp32_precision`: once a part of it is set, PyTorch raises where it reads these itself, as its
+    # export does (pytorch issue 179445).
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # PyTorch 2.11 advises what was just decided
     formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
     return network.to(device).to(memory_format=formats[memory_format])
 
@@ -121,10 +125,9 @@ def prepare(network: nn.Module, plan: Plan, device: torch.device, on_features: b
         _compiled.clear()
         torch._dynamo.reset()
     network = to_device(network, device, plan.memory_format)
-    mode = "default" if plan.compile == "captured" else plan.compile
     # Every shape is compiled for itself: otherwise the code would depend on which shapes came before.
     computed: Any = network.head if on_features else network
-    _compiled[key] = network, torch.compile(computed, mode=mode, dynamic=False)
+    _compiled[key] = network, torch.compile(computed, mode=plan.mode, dynamic=False)
     return _compiled[key]
 
 
@@ -204,6 +207,9 @@ class Step:
                 self.optimizer.state[parameter][name] = torch.empty_like(like).copy_(value)
         self.scaler.load_state_dict(dict(scaler))
 
+    def start_over(self) -> None:
+        """Forget what the next step may differ in from those before, dropout switched on say."""
+
     def _parameters(self) -> list[torch.Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
@@ -255,6 +261,9 @@ class CapturedStep(Step):
         self.graph.replay()
         return self.sums
 
+    def start_over(self) -> None:
+        self.graph = None
+
     def _capture(self, given: Sequence[torch.Tensor], draws: Draws) -> None:
         self.fixed = [tensor.clone() for tensor in given]
         images, labels, *rest = self.fixed
@@ -263,8 +272,9 @@ class CapturedStep(Step):
         tensors = [*self.network.parameters(), *self.network.buffers()]
         before = [t.detach().clone() for t in tensors]
         kept = {(p, name): v.clone() for p, state in self.optimizer.state.items() for name, v in state.items()}
+        scaler = self.scaler.state_dict()
         random_state = torch.cuda.get_rng_state(self.device)
-        stream = torch.cuda.Stream(self.device)
+        stream = _capture_stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             for _ in range(self.WARM_UP):
@@ -280,11 +290,15 @@ class CapturedStep(Step):
             for parameter, state in self.optimizer.state.items():
                 for name, value in state.items():
                     value.copy_(kept.get((parameter, name), torch.zeros_like(value)))
-            if self.scaler.is_enabled():
-                self.scaler._scale.fill_(self.scaler._init_scale)  # type: ignore[union-attr]
-                self.scaler._growth_tracker.fill_(self.scaler._init_growth_tracker)  # type: ignore[union-attr]
+        self.scaler.load_state_dict(scaler)
         torch.cuda.set_rng_state(random_state, self.device)
         self.graph = graph
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures of a process: cuBLAS keeps a workspace for each stream that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 def make_step(network: nn.Module, trial: Trial, plan: Plan, device: torch.device, on_features: bool = False) -> Step:
@@ -292,7 +306,7 @@ def make_step(network: nn.Module, trial: Trial, plan: Plan, device: torch.device
 
     `on_features`: its part holds what `network.features` answers, and the step trains `network.head` alone.
     """
-    kind = CapturedStep if plan.compile == "captured" else Step
+    kind = CapturedStep if plan.captured else Step
     normalize = (
         Restored(plan.memory_format) if on_features else Normalizer(trial.normalization, device, plan.memory_format)
     )

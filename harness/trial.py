@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from architectures._summary import Summary, summarize
-from harness import checkpoint, execution, native, plugins, results
+from harness import checkpoint, execution, gpus, native, plugins, results
 from harness.batches import Draws, device_data, pick_device
 from harness.config import Data, Trial
 from harness.evaluation import EVALUATION_BATCH, Evaluation, evaluate_test
@@ -152,9 +152,11 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
     config = job.config
     device = pick_device(job.device)
     plan = Plan.of(config, device, job.plan)
-    record["environment"] = {**vars(plan), **results.environment(), "code": results.code_digest(config.architecture)}
+    machine = {name: value for name, value in results.environment().items() if name != "gpus"}
+    record["environment"] = {**vars(plan), **machine, "code": results.code_digest(config.architecture)}
     if device.type == "cuda":
-        record["environment"]["gpu"] = torch.cuda.get_device_name(device)
+        record["environment"]["gpu"] = gpus.describe(device)
+        torch.cuda.reset_peak_memory_stats(device)
     ledger.enter("data")
     data, parts = device_data(job.data.model_dump_json(), str(device))
     ledger.enter("build")
@@ -234,9 +236,10 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
             batch = draws.batch(number, config.batch_size)
             done = epoch * steps_per_epoch + number
             rate = config.optimizer.lr * learning_rate_factor(config.schedule, done, total_steps, steps_per_epoch)
-            if first_step and plan.traces:
+            if first_step and (plan.traces or plan.captured):
                 ledger.enter("compile")
-                shape = execution.shape_key(config, len(data.classes), data.input_size, device, plan.threads)
+                machine_name = execution.machine_name(device)
+                shape = execution.shape_key(config, len(data.classes), data.input_size, machine_name, plan.threads)
                 with execution.compiling(plan, shape):
                     sums += step(training_part, batch, rate)
                 ledger.enter("train")
@@ -278,6 +281,7 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
                 "validate_seconds": spent["validate"],
                 "images_per_second": timed / spent["train"] if timed else 0.0,
             }
+            record["environment"] |= gpus.peak_memory(device)
             stopped_early = config.early_stop is not None and oldest_is_lowest(history, config.early_stop)
             if stopped_early or done + 1 == total_steps:
                 break

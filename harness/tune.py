@@ -15,7 +15,6 @@ import contextlib
 import shlex
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import cli, plan
@@ -40,7 +39,7 @@ def main(resolved: plan.Resolved) -> int:
     recorded = run.configuration()
     check_before_start(resolved, run, recorded)
 
-    from harness import datasets
+    from harness import datasets, gpus
 
     with progress.live():
         data = datasets.load(config.data, progress.counter("decoding images"))
@@ -75,6 +74,8 @@ def main(resolved: plan.Resolved) -> int:
         )
         progress.log = run.path / "run.log"
         progress.line(f"run {run.path}")
+        if reason := gpus.unusable():
+            progress.line(f"warning: {reason}; all runs on the CPU")
         run.tell_notices(progress.line)
         run.set_aside_torn()
         run.write_trials_csv()
@@ -200,13 +201,14 @@ def confirm(planner: "Planner", run: "RunDirectory", progress: "Progress") -> No
     for record in winner.records:
         if "test_accuracy" not in record["metrics"]:
             progress.status(f"reading the test set for {record['id']}")
-            read_test(run.trial_folder(record["id"]), dict(record), planner.resolved.config.data)
+            config = planner.resolved.config
+            read_test(run.trial_folder(record["id"]), dict(record), config.data, config.resources.device)
     run.write_trials_csv()
 
 
 def check_before_start(resolved: plan.Resolved, run: "RunDirectory", recorded: dict[str, Any] | None) -> None:
     """What can be told without decoding data or starting anything; BadInput otherwise."""
-    from harness import datasets, plugins, results
+    from harness import datasets, gpus, plugins, results
 
     config = resolved.config
     # A folder of trials alone: results that were kept or passed on, of which a run goes on.
@@ -230,13 +232,15 @@ def check_before_start(resolved: plan.Resolved, run: "RunDirectory", recorded: d
             f"trial.epochs={config.trial.epochs}; give a smaller one or search.scheduler=fifo"
         )
     wanted = config.resources.gpus_per_trial or 0
-    if wanted and not config.resources.address and local_gpus() < wanted:
+    if wanted and not config.resources.address and gpus.usable() < wanted:
         raise BadInput(
-            f"resources.gpus_per_trial={wanted:g}: PyTorch sees {local_gpus()} GPUs here; ask for less, leave it "
+            f"resources.gpus_per_trial={wanted:g}: PyTorch sees {gpus.usable()} GPUs here; ask for less, leave it "
             "out, or give resources.address of a cluster that has them"
         )
-    if "benchmark" in config.stages and config.benchmark.device == "cuda" and local_gpus() == 0:
+    if "benchmark" in config.stages and config.benchmark.device == "cuda" and gpus.usable() == 0:
         raise BadInput("benchmark.device=cuda: PyTorch sees no GPU on this machine; use auto or cpu")
+    if "benchmark" in config.stages and "device" in config.benchmark.scopes and gpus.usable() == 0:
+        raise BadInput(f"benchmark.scope={config.benchmark.scope}: PyTorch sees no GPU on this machine; use host")
     cores = results.environment()["cores"]
     if (config.resources.cpus_per_trial or 0) > cores and not config.resources.address:
         raise BadInput(
@@ -261,16 +265,6 @@ def check_trials(planner: "Planner", run: "RunDirectory") -> None:
             )
 
 
-def local_gpus() -> int:
-    """GPUs of this machine that PyTorch can use; where Linux shows no device, that is known without importing it."""
-    devices = ("nvidia[0-9]*", "dxg", "kfd")
-    if sys.platform == "linux" and not any(True for name in devices for _ in Path("/dev").glob(name)):
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def some_trials(resolved: plan.Resolved, planner: "Planner") -> "list[Trial]":
     """One of each variant, or of samples enough to see what they are like."""
     changes = [resolved.space.variants[name] for name in resolved.variants] or [planner.sample(i) for i in range(5)]
@@ -279,9 +273,8 @@ def some_trials(resolved: plan.Resolved, planner: "Planner") -> "list[Trial]":
 
 def check_networks(resolved: plan.Resolved, planner: "Planner", data: "Dataset") -> None:
     """Build each network that may be asked for once; BadInput for an option that does not fit."""
-    import torch
-
     from harness import plugins
+    from harness.batches import pick_device
     from harness.execution import Plan
 
     local = not resolved.config.resources.address
@@ -296,8 +289,7 @@ def check_networks(resolved: plan.Resolved, planner: "Planner", data: "Dataset")
                 f"trial.batch_size={trial.batch_size}: more than the {len(data.train)} training images; give less"
             )
         if local:
-            on_gpu = torch.cuda.is_available() and resolved.config.resources.gpus_per_trial != 0
-            Plan.of(trial, torch.device("cuda" if on_gpu else "cpu"))
+            Plan.of(trial, pick_device(resolved.config.resources.device))
 
 
 def run_json(

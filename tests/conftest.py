@@ -1,6 +1,7 @@
 """What the tests share: a cache of their own, small data, and one small run through every stage."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,24 @@ from harness.config import Data
 
 TOP = Path(__file__).parent.parent
 SMALL_SPACE = Path(__file__).parent / "spaces" / "small.py"
+
+
+def asks_for_gpu(expression: str) -> bool:
+    """Whether pytest's -m selects tests that need one."""
+    return "gpu" in re.findall(r"\w+", expression.replace("not gpu", ""))
+
+
+def pytest_configure(config):
+    if not asks_for_gpu(config.option.markexpr):  # what is written for a CPU must not land on a GPU by chance
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device, or not run with -m gpu")
 
 
 @pytest.fixture(scope="session", autouse=True)

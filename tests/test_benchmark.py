@@ -8,14 +8,18 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pandas as pd
 import pytest
+import torch
 from conftest import command
 
-from benchmarks import conditions, operators, verdict
+from benchmarks import calls, conditions, operators, verdict, worker
+from benchmarks import sitting as sitting_module
 from benchmarks.inference import benchmark_exported
 from benchmarks.sitting import AGAIN, REFERENCE, highest_rate
+from export.runtimes import Served, Unavailable
 from export.runtimes.onnxruntime import elsewhere
 from harness import checkpoint
 from harness.config import Benchmark
@@ -186,8 +190,9 @@ def test_nodes_on_another_provider_are_listed(run):
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     model = exported(run).parent / "model.onnx"
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    assert elsewhere(session, "CPUExecutionProvider") == []
-    assert any("Conv" in node or "conv" in node for node in elsewhere(session, "CUDAExecutionProvider"))
+    assert elsewhere(session, "CPUExecutionProvider", onnx.load(model)) == []
+    nodes = elsewhere(session, "CUDAExecutionProvider", onnx.load(model))
+    assert any("Conv" in node or "conv" in node for node in nodes)
 
 
 def test_more_threads_than_cores_are_refused(run):
@@ -274,8 +279,9 @@ def summary_of(speeds, changes=None, replicates=5):
             for name, speed in {**speeds, AGAIN: speeds[REFERENCE]}.items():
                 seconds = 64 / speed * float(np.exp(generator.normal(0, 0.01)))
                 rows.append(
-                    {"backend": name, "batch_size": 64, "replicate": replicate, "round": turn, "images": 64}
-                    | {"seconds": seconds, "call_ms": f"{1000 * seconds:.4g}", "foreign_cores": 0.0, "note": ""}
+                    {"backend": name, "scope": "host arrays", "batch_size": 64, "replicate": replicate, "round": turn}
+                    | {"images": 64, "seconds": seconds, "call_ms": f"{1000 * seconds:.4g}", "event_ms": ""}
+                    | {"foreign_cores": 0.0, "note": ""}
                 )
     cold = [{"backend": name, "load_seconds": 1.0, "peak_bytes": 1e8} for name in [*speeds, AGAIN]]
     return verdict.summarize(rows, cold, arms, REFERENCE, AGAIN)
@@ -312,8 +318,15 @@ def test_replicates_not_rounds_make_the_interval():
             for name in (REFERENCE, AGAIN, "other"):
                 seconds = 0.1 * (luck if name == "other" else 1.0)
                 rows.append(
-                    {"backend": name, "batch_size": 64, "replicate": replicate, "round": turn, "images": 64}
-                    | {"seconds": seconds, "call_ms": "1", "foreign_cores": 0.0, "note": ""}
+                    {"backend": name, "scope": "host arrays", "batch_size": 64, "replicate": replicate, "round": turn}
+                    | {
+                        "images": 64,
+                        "seconds": seconds,
+                        "call_ms": "1",
+                        "event_ms": "",
+                        "foreign_cores": 0.0,
+                        "note": "",
+                    }
                 )
     arms = [
         SimpleNamespace(
@@ -386,3 +399,123 @@ def test_a_profile_holds_the_model(run):
 def test_precision_as_found_in_the_file(run, name):
     entry = json.loads(exported(run).read_text())["files"][name]
     assert conditions.found_precision(exported(run).parent / name) == entry["precision"]
+
+
+@pytest.mark.parametrize("uint8", [False, True])
+@pytest.mark.parametrize("runtime", ["torch_eager", "onnxruntime"])
+def test_a_call_with_tensors_answers_as_with_arrays(run, tmp_path, runtime, uint8):
+    """Here the device is the CPU: the same code binds a GPU's memory."""
+    file = "model.safetensors" if runtime == "torch_eager" else f"model{'_uint8' if uint8 else ''}.onnx"
+    generator = np.random.default_rng(0)
+    side = checkpoint.read_json(exported(run))["input_size"]
+    shape = (40, side, side, 3) if uint8 else (40, 3, side, side)
+    images = generator.integers(0, 256, shape, dtype=np.uint8) if uint8 else generator.normal(size=shape)
+    np.save(tmp_path / "images.npy", images.astype(np.uint8 if uint8 else np.float32))
+    arm = worker.Arm()
+    arm.load(str(exported(run).parent), file, runtime, "cpu", 1, str(tmp_path / "images.npy"))
+    arm.answers(str(tmp_path / "answers.npy"), 40)
+    for scope in ("host", "device"):
+        arm.warm_up(8, str(tmp_path / "answers.npy"), scope)
+        told = arm.measure(7)
+        assert told["away"] < 1e-4
+        assert len(told["seconds"]) == 7
+        assert told["event_seconds"] == []  # a CPU has none
+    arm.checked = arm.checked + 1
+    assert arm.measure(1)["away"] > 0.5  # answers are compared, on the device too
+
+
+def test_the_clock_waits_for_the_device(monkeypatch):
+    """A call is over when the device is done; the second clock is around the call alone."""
+    happened = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            happened.append("record")
+
+        def elapsed_time(self, other):
+            assert other is not self
+            return 1.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: happened.append("wait"))
+    logits = torch.ones(2, 3)
+
+    def on_device(images):
+        happened.append("call")
+        logits.fill_(images.sum())
+        return logits  # its own memory, again and again
+
+    served = Served(lambda images: images, on_device)
+    done = calls.timed(served, "device", "cuda", [torch.full((1,), 1.0), torch.full((1,), 2.0)])
+    assert happened == ["record", "call", "record", "wait"] * 2
+    assert done.event_seconds == [1.5e-3, 1.5e-3]
+    assert [found[0, 0] for found in done.logits] == [1.0, 2.0]
+
+
+def test_what_takes_arrays_alone_is_absent_on_the_device():
+    with pytest.raises(Unavailable, match="takes host arrays alone"):
+        calls.timed(lambda images: images, "device", "cuda", [torch.ones(1)])
+
+
+def test_both_scopes_in_one_sitting(monkeypatch, tmp_path):
+    """Each arm in each scope that it can, ratios within a scope, a recommendation for the first."""
+    milliseconds = {("host", REFERENCE): 4.0, ("device", REFERENCE): 2.0, ("host", "fast"): 2.0}
+    milliseconds |= {("device", "fast"): 0.5, ("host", "arrays alone"): 1.9}
+
+    class Worker:
+        def __init__(self, arm, threads, images, log):
+            self.arm, self.name = arm, arm.name.removesuffix("_again")
+            self.cold = {"load_seconds": 1.0}
+            self.scopes = [scope for scope, name in milliseconds if name == self.name]
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_): ...
+
+        def ask(self, do, **request):
+            if do == "warm_up":
+                self.scope = request["scope"]
+                assert self.scope in self.scopes
+                return {"call_seconds": 0.01, "settled": True}
+            if do == "measure":
+                seconds = [milliseconds[self.scope, self.name] * 1e-3] * request["calls"]
+                events = seconds if self.scope == "device" else []
+                return {"seconds": seconds, "event_seconds": events, "away": 0.0, "cores": 1.0}
+            return {"peak_bytes": 1, "peak_device_bytes": 2} if do == "memory" else {"operators": {}}
+
+    monkeypatch.setattr(sitting_module, "Worker", Worker)
+    arms = []
+    for name in (REFERENCE, "fast", "arrays alone"):
+        artifact = SimpleNamespace(label=f"x/{name}.onnx")
+        check = SimpleNamespace(artifact=artifact, device="cuda", answers=tmp_path / "answers.npy")
+        arms.append(sitting_module.Arm(name, check, "float32", accuracy=parity()))
+    settings = Benchmark(scope="both", batch_sizes=[64], replicates=2)
+    one = sitting_module.Sitting(arms, tmp_path, 1.0, settings, 1, tmp_path / "log")
+    rows, cold = [], []
+    for number in range(2):
+        more, costs, _ = one.replicate(number, Progress())
+        rows += more
+        cold += costs
+    summary = verdict.summarize(rows, cold, arms, REFERENCE, AGAIN)
+    ratios = {(row.scope, row.backend): row.ratio for row in summary.itertuples()}
+    assert ratios[("host arrays", "fast")] == pytest.approx(2.0)
+    assert ratios[("device arrays", "fast")] == pytest.approx(4.0)
+    assert ratios.keys() - {("host arrays", AGAIN), ("device arrays", AGAIN)} == {
+        *(("host arrays", name) for name in (REFERENCE, "fast", "arrays alone")),
+        *(("device arrays", name) for name in (REFERENCE, "fast")),
+    }
+    assert summary["peak_device_bytes"].tolist() == [2.0] * len(summary)
+    told = verdict.decide(summary, settings, REFERENCE, AGAIN)
+    assert (told["scope"], told["ship"]["backend"]) == ("host arrays", "arrays alone")
+    assert verdict.decide(summary, Benchmark(scope="device"), REFERENCE, AGAIN)["ship"]["backend"] == "fast"
+    lines = verdict.lines(summary, told, REFERENCE, AGAIN)
+    assert sum(line.startswith("device arrays, batch 64, fast on cuda: 128,000 images/s, 4.00") for line in lines) == 1
+
+
+def test_arrays_on_the_device_are_for_a_gpu(run):
+    with pytest.raises(BadInput, match=r"benchmark\.scope=device: is for a GPU"):
+        measured(run, scope="device")

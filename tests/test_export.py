@@ -204,7 +204,6 @@ def test_every_runtime_answers_like_the_reference(name, exported):
         assert np.abs(predict(images) - reference(images)).max() < 0.05 * np.abs(reference(images)).max()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
 @pytest.mark.parametrize("name", plugins.names("export.runtimes"))
 def test_no_runtime_falls_back_silently(name, exported):
     folder, manifest = exported
@@ -215,7 +214,6 @@ def test_no_runtime_falls_back_silently(name, exported):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", plugins.names("export.runtimes"))
 def test_every_runtime_on_cuda(name, exported):
     folder, manifest = exported

@@ -33,11 +33,19 @@ def test_share(nodes, trials, resources, expected):
 
 
 @pytest.mark.parametrize(
-    "resources", [{"cpus_per_trial": 9}, {"gpus_per_trial": 2}, {"gpus_per_trial": 1, "cpus_per_trial": 5}]
+    "resources", [{"cpus_per_trial": 9}, {"gpus_per_trial": 1}, {"gpus_per_trial": 0.5, "cpus_per_trial": 5}]
 )
 def test_more_than_any_node_has(resources):
     with pytest.raises(BadInput, match="ask for less"):
-        share([{"CPU": 8}, {"CPU": 4, "GPU": 1}], 2, **resources)
+        share([{"CPU": 8}, {"CPU": 4, "GPU": 0.5}], 2, **resources)
+
+
+def test_gpus_that_the_cluster_does_not_offer_are_told(monkeypatch):
+    """NVML fails on a node, say, and Ray sees no GPU where PyTorch does: not a search on the CPU without a word."""
+    monkeypatch.setattr("harness.gpus.usable", lambda: 2)
+    with pytest.raises(BadInput, match="no node of the cluster offers a GPU, but PyTorch sees 2 here"):
+        share([{"CPU": 8}], 2)
+    assert share([{"CPU": 8}], 2, gpus_per_trial=0) == (4, 0, 4)
 
 
 def ended(run, name, status, accuracies, stage="search"):

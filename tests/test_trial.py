@@ -86,11 +86,11 @@ def test_continued_equals_uninterrupted(digits, tmp_path, rows, changes):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("mode", ["captured", "captured-eager"])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_continued_with_a_captured_step(digits, tmp_path, precision):
+def test_continued_with_a_captured_step(digits, tmp_path, precision, mode):
     """The graph is captured anew, and the optimiser's state is the checkpoint's."""
-    changes = {"compile": "captured", "precision": precision}
+    changes = {"compile": mode, "precision": precision}
     whole, _ = run(digits, tmp_path / "whole", epochs=3, checkpoint_seconds=0, **changes)
     interrupted(digits, tmp_path / "cut", 5, **changes)
     again, _ = run(digits, tmp_path / "cut", epochs=3, checkpoint_seconds=0, **changes)
@@ -256,13 +256,17 @@ def test_compiled_learns_like_eager(digits, name):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("mode", ["off", "default"])
+@pytest.mark.parametrize("mode", ["off", "captured-eager", "default"])
 def test_on_a_gpu(digits, tmp_path, precision, mode):
     record, _ = run(digits, tmp_path, precision=precision, compile=mode, epochs=3)
     assert record["status"] == "finished"
     assert record["environment"]["device"] == "cuda"
     assert record["environment"]["compile"] == mode
     assert record["metrics"]["train_loss"] < 2.3
+    described = record["environment"]["gpu"]
+    assert described["name"] == torch.cuda.get_device_name()
+    assert described.get("driver") or described.get("nvml")
+    peak = record["environment"]["peak_allocated_bytes"]
+    assert 1e6 < peak <= record["environment"]["peak_reserved_bytes"] < described["memory_bytes"]
     assert all(t.isfinite().all() for t in load_file(tmp_path / results.WEIGHTS).values())

@@ -49,7 +49,7 @@ def loaders(request: Request, workers: int) -> tuple[DataLoader, DataLoader]:
 Report = Callable[[dict[str, float], nn.Module, torch.optim.Optimizer], Any]
 
 
-def train(request: Request, seed: int, workers: int, report: Report) -> dict[str, float]:
+def train(request: Request, seed: int, workers: int, report: Report) -> dict[str, Any]:
     """One trial; `report` gets each validation, the network and its optimiser."""
     trial, device = request.trial, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
@@ -87,8 +87,15 @@ def train(request: Request, seed: int, workers: int, report: Report) -> dict[str
             best = max(best, row, key=lambda r: r["val_accuracy"])
             report(row, network, optimizer)
             mark = time.perf_counter()
-    cuda = device.type == "cuda"
-    return {"val_accuracy": best["val_accuracy"], "images": images, "train_seconds": seconds, "cuda": cuda}
+    told = {"val_accuracy": best["val_accuracy"], "images": images, "train_seconds": seconds}
+    return told | {"cuda": device.type == "cuda", "precision": precision(device)}
+
+
+def precision(device: torch.device) -> str:
+    """In which convolutions, nearly all of the work, compute by PyTorch's defaults: TF32 on GPUs that have it."""
+    if device.type != "cuda" or not torch.backends.cudnn.allow_tf32:
+        return "float32"
+    return "tf32" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
 
 
 def main(request: Request) -> None:

@@ -1,31 +1,57 @@
 """onnxruntime on CPU, or on CUDA where its CUDA provider really computes."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+import onnx
 import onnxruntime
 
 from export import Artifact
-from export.runtimes import Predict, Unavailable
+from export.runtimes import Served, Unavailable
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = "onnx"
 CPU = "CPUExecutionProvider"
 
 
-def load(artifact: Artifact, device: str, threads: int) -> Predict:
+def load(artifact: Artifact, device: str, threads: int) -> Served:
     if device == "cuda":
-        session, name = opened(artifact, threads, "CUDAExecutionProvider", {"use_tf32": "0"})
-    else:
-        session, name = opened(artifact, threads, CPU, {})
+        return served(opened(artifact, threads, "CUDAExecutionProvider", {"use_tf32": "0"}), artifact)
+    return served(opened(artifact, threads, CPU, {}), artifact)
 
-    def predict(images: np.ndarray) -> np.ndarray:
+
+def served(session: onnxruntime.InferenceSession, artifact: Artifact) -> Served:
+    """Calls of a session; on the device its input and output are bound to the tensors' own memory."""
+    name, (output,) = session.get_inputs()[0].name, session.get_outputs()
+    kind, classes = np.dtype(artifact.entry["input"]["dtype"]), len(artifact.manifest["classes"])
+    binding = session.io_binding()
+
+    def host(images: np.ndarray) -> np.ndarray:
         return session.run(None, {name: images})[0]
 
-    return predict
+    def on_device(images: "torch.Tensor") -> "torch.Tensor":
+        logits = images.new_empty((len(images), classes), dtype=_float32())
+        where = images.device.type, images.device.index or 0
+        binding.bind_input(name, *where, kind, tuple(images.shape), images.data_ptr())
+        binding.bind_output(output.name, *where, np.float32, tuple(logits.shape), logits.data_ptr())
+        session.run_with_iobinding(binding)  # returns when it is done
+        return logits
+
+    return Served(host, on_device)
+
+
+def _float32() -> "torch.dtype":
+    import torch  # not where host arrays are all that is asked for
+
+    return torch.float32
 
 
 def opened(
     artifact: Artifact, threads: int, provider: str, options: dict[str, str], tried: bool = True
-) -> tuple[onnxruntime.InferenceSession, str]:
-    """A session whose every node that provider computes, `tried` out, and the name of its input; else Unavailable."""
+) -> onnxruntime.InferenceSession:
+    """A session whose every node that provider computes, those of shapes aside, `tried` out; else Unavailable."""
     how = onnxruntime.SessionOptions()
     how.intra_op_num_threads, how.inter_op_num_threads = threads, 1
     how.log_severity_level = 3
@@ -37,13 +63,15 @@ def opened(
 
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
-        # Without the CPU provider beside it, a node that this one cannot compute is an error and not slow.
-        how.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        if not hasattr(onnxruntime.InferenceSession, TELLS):
+            # One that does not tell which provider computes what: without the CPU's beside it, a node that this one
+            # cannot compute is an error and not slow.
+            how.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = onnxruntime.InferenceSession(artifact.path, how, providers=[(provider, options)])
         if session.get_providers()[0] != provider:
             raise Unavailable(f"{provider} did not load; onnxruntime has {onnxruntime.get_available_providers()}")
-        if others := elsewhere(session, provider):
+        if provider != CPU and (others := elsewhere(session, provider, onnx.load(artifact.path))):
             raise Unavailable(f"{len(others)} nodes are computed elsewhere: {', '.join(others[:5])}")
         taken = session.get_inputs()[0]
         kind = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}[taken.type]
@@ -53,16 +81,37 @@ def opened(
         raise
     except Exception as error:
         raise Unavailable(f"onnxruntime with {provider}: {' '.join(str(error).split())[:300]}") from error
-    return session, taken.name
+    return session
 
 
-def elsewhere(session: onnxruntime.InferenceSession, provider: str) -> list[str]:
-    """Nodes that another provider computes, each with its name; an onnxruntime that cannot tell tells none."""
-    if not hasattr(session, "get_provider_graph_assignment_info"):
+TELLS = "get_provider_graph_assignment_info"
+
+
+def elsewhere(session: onnxruntime.InferenceSession, provider: str, model: onnx.ModelProto) -> list[str]:
+    """Nodes of the session's model that another provider computes, each with its name, but those of `shape_nodes`: a
+    few integers, which onnxruntime computes on the CPU for whichever provider. One that cannot tell tells none."""
+    if not hasattr(session, TELLS):
         return []
+    shapes = shape_nodes(model)
     return [
         f"{node.name} ({part.ep_name})"
         for part in session.get_provider_graph_assignment_info()
         if part.ep_name != provider
         for node in part.get_nodes()
+        if node.name not in shapes
     ]
+
+
+def shape_nodes(model: onnx.ModelProto) -> set[str]:
+    """Names of the nodes that compute with nothing but shapes of tensors and constants: they touch no image."""
+    graph = model.graph
+    constants = {"", *(tensor.name for tensor in graph.initializer)}
+    shapes, names = set[str](), set[str]()
+    for node in graph.node:  # in the order of computation
+        inputs = set(node.input) - constants
+        if node.op_type == "Constant":
+            constants |= set(node.output)
+        elif node.op_type in ("Shape", "Size") or (inputs and inputs <= shapes):
+            shapes |= set(node.output)
+            names.add(node.name)
+    return names - {""}

@@ -1,13 +1,16 @@
 """onnxruntime on CUDA with all that it offers: a CUDA graph for each batch size, channels last, algorithms tried out.
 
-Inputs and outputs stay bound to memory of the device, which a graph needs: a call copies images in and logits out.
+Inputs and outputs stay bound to memory of the device, which a graph needs: a call copies images there, from the host or
+from elsewhere on the device.
 """
 
+from collections.abc import Callable
+
 import numpy as np
-import onnxruntime
+import torch
 
 from export import Artifact
-from export.runtimes import Predict, Unavailable
+from export.runtimes import Served, Unavailable
 from export.runtimes.onnxruntime import opened
 
 FORMAT = "onnx"
@@ -20,38 +23,43 @@ OPTIONS = {
 }
 
 
-def load(artifact: Artifact, device: str, threads: int) -> Predict:
+def load(artifact: Artifact, device: str, threads: int) -> Served:
     if device != "cuda":
         raise Unavailable("CUDA graphs need a CUDA device")
-    classes = len(artifact.manifest["classes"])
-    bound: dict[tuple[int, ...], Predict] = {}
+    captured: dict[tuple[int, ...], Callable[[torch.Tensor], torch.Tensor]] = {}
 
-    def predict(images: np.ndarray) -> np.ndarray:
-        if images.shape not in bound:
-            bound[images.shape] = _captured(artifact, threads, images, classes)
-        return bound[images.shape](images)
+    def on_device(images: torch.Tensor) -> torch.Tensor:
+        shape = tuple(images.shape)
+        if shape not in captured:
+            captured[shape] = _captured(artifact, threads, images)
+        return captured[shape](images)
 
-    shape = artifact.entry["input"]["shape"][1:]
-    predict(np.zeros([2, *shape], artifact.entry["input"]["dtype"]))
-    return predict
+    def host(images: np.ndarray) -> np.ndarray:
+        return on_device(torch.from_numpy(images)).cpu().numpy()
+
+    served = Served(host, on_device)
+    served(np.zeros([2, *artifact.entry["input"]["shape"][1:]], artifact.entry["input"]["dtype"]))
+    return served
 
 
-def _captured(artifact: Artifact, threads: int, images: np.ndarray, classes: int) -> Predict:
-    """For images of this shape alone."""
-    session, name = opened(artifact, threads, PROVIDER, OPTIONS, tried=False)
-    given = onnxruntime.OrtValue.ortvalue_from_numpy(images, "cuda", 0)
-    answer = onnxruntime.OrtValue.ortvalue_from_shape_and_type([len(images), classes], np.float32, "cuda", 0)
-    binding = session.io_binding()
-    binding.bind_ortvalue_input(name, given)
-    binding.bind_ortvalue_output(session.get_outputs()[0].name, answer)
+def _captured(artifact: Artifact, threads: int, example: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """For images of the example's shape alone."""
+    session = opened(artifact, threads, PROVIDER, OPTIONS, tried=False)
+    given = torch.empty(example.shape, dtype=example.dtype, device="cuda")
+    logits = torch.empty((len(example), len(artifact.manifest["classes"])), device="cuda")
+    kind, binding = np.dtype(artifact.entry["input"]["dtype"]), session.io_binding()
+    where = "cuda", given.device.index or 0
+    binding.bind_input(session.get_inputs()[0].name, *where, kind, tuple(given.shape), given.data_ptr())
+    binding.bind_output(session.get_outputs()[0].name, *where, np.float32, tuple(logits.shape), logits.data_ptr())
 
-    def predict(images: np.ndarray) -> np.ndarray:
-        given.update_inplace(images)
+    def call(images: torch.Tensor) -> torch.Tensor:
+        given.copy_(images)
+        torch.cuda.current_stream().synchronize()  # onnxruntime computes on a stream of its own
         session.run_with_iobinding(binding)
-        return answer.numpy()
+        return logits
 
     try:
-        predict(images)
+        call(example)
     except Exception as error:
         raise Unavailable(f"onnxruntime with a CUDA graph: {' '.join(str(error).split())[:300]}") from error
-    return predict
+    return call

@@ -1,23 +1,21 @@
 """TensorRT by way of onnxruntime's provider, where it is installed; engines are kept by the file's digest."""
 
-import numpy as np
-
 from export import Artifact
-from export.runtimes import Predict, Unavailable
-from export.runtimes.onnxruntime import opened
+from export.runtimes import Served, Unavailable
+from export.runtimes.onnxruntime import opened, served
 
 FORMAT = "onnx"
 PROVIDER = "TensorrtExecutionProvider"
 
 
-def load(artifact: Artifact, device: str, threads: int) -> Predict:
+def load(artifact: Artifact, device: str, threads: int) -> Served:
     if device != "cuda":
         raise Unavailable("TensorRT needs a CUDA device")
     from harness import datasets
 
     # Networks that differ in weights alone have graphs of one name: without a prefix one would get the other's engine.
     kept = datasets.cache_folder("tensorrt")
-    session, name = opened(
+    session = opened(
         artifact,
         threads,
         PROVIDER,
@@ -28,8 +26,4 @@ def load(artifact: Artifact, device: str, threads: int) -> Predict:
             "trt_fp16_enable": "0",
         },
     )
-
-    def predict(images: np.ndarray) -> np.ndarray:
-        return session.run(None, {name: images})[0]
-
-    return predict
+    return served(session, artifact)

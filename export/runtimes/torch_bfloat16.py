@@ -1,12 +1,13 @@
 """torch.compile under bfloat16 autocast, where the device computes bfloat16 natively."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 
 from export import Artifact
-from export.runtimes import Predict, Unavailable
+from export.runtimes import Served, Unavailable
 from export.runtimes.torch_compile import compiled
 from harness.execution import native_bfloat16
 
@@ -14,13 +15,19 @@ FORMAT = "torch"
 PRECISION = "bfloat16"
 
 
-def load(artifact: Artifact, device: str, threads: int) -> Predict:
+def load(artifact: Artifact, device: str, threads: int) -> Served:
     if device == "cpu" and not native_bfloat16(torch.device("cpu")):
         raise Unavailable("this CPU computes no bfloat16 natively")
 
+    return compiled(artifact, device, threads, autocast(device, torch.bfloat16))
+
+
+def autocast(device: str, dtype: torch.dtype) -> Callable[[], AbstractContextManager]:
+    """The context in which calls compute so."""
+
     @contextlib.contextmanager
     def context() -> Iterator[None]:
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        with torch.no_grad(), torch.autocast(device, dtype):
             yield
 
-    return compiled(artifact, device, threads, context)
+    return context

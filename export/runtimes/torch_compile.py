@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from export import Artifact
-from export.runtimes import Predict, Unavailable
-from export.runtimes.torch_eager import as_predict, network
+from export.runtimes import Served, Unavailable
+from export.runtimes.torch_eager import as_served, network
 from harness.execution import compiler
 
 FORMAT = "torch"
 
 
-def load(artifact: Artifact, device: str, threads: int) -> Predict:
+def load(artifact: Artifact, device: str, threads: int) -> Served:
     return compiled(artifact, device, threads)
 
 
@@ -26,7 +26,7 @@ def compiled(
     threads: int,
     context: Callable[[], AbstractContextManager] = torch.no_grad,  # freezing needs it, inference mode is not enough
     **how: Any,
-) -> Predict:
+) -> Served:
     """The network compiled `how` torch.compile is told, called in a `context` of its own."""
     if not compiler(device):
         raise Unavailable("torch.compile needs a C++ compiler on CPU and a C compiler on CUDA; install g++")
@@ -36,10 +36,10 @@ def compiled(
     torch._dynamo.config.recompile_limit = 64
     side = artifact.manifest["input_size"]
     module = torch.compile(network(artifact, device, threads), dynamic=False, fullgraph=True, **how)
-    predict = as_predict(module, device, context)
+    served = as_served(module, device, context)
     try:
-        predict(np.zeros((2, 3, side, side), np.float32))
+        served(np.zeros((2, 3, side, side), np.float32))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise Unavailable(f"torch.compile on {device}: {reason}") from error
-    return predict
+    return served

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from export import Artifact
-from export.runtimes import Predict, Unavailable
+from export.runtimes import Served, Unavailable
 from harness.evaluation import restore
 from harness.step import to_device
 
 FORMAT = "torch"
 
 
-def load(artifact: Artifact, device: str, threads: int) -> Predict:
-    return as_predict(network(artifact, device, threads), device)
+def load(artifact: Artifact, device: str, threads: int) -> Served:
+    return as_served(network(artifact, device, threads), device)
 
 
 def network(artifact: Artifact, device: str, threads: int) -> nn.Module:
@@ -29,12 +29,15 @@ def network(artifact: Artifact, device: str, threads: int) -> nn.Module:
     return to_device(found, torch.device(device))
 
 
-def as_predict(module, device: str, context: Callable[[], AbstractContextManager] = torch.inference_mode) -> Predict:
-    """Host arrays in and out around a module called in that context; the copies belong to the call."""
+def as_served(module, device: str, context: Callable[[], AbstractContextManager] = torch.inference_mode) -> Served:
+    """A module called in that context. What brings images into its layout belongs to the call, and around host arrays
+    the copies do."""
 
-    def predict(images: np.ndarray) -> np.ndarray:
+    def on_device(images: torch.Tensor) -> torch.Tensor:
         with context():
-            inputs = torch.from_numpy(images).to(device, memory_format=torch.channels_last)
-            return module(inputs).float().cpu().numpy()
+            return module(images.to(memory_format=torch.channels_last)).float()
 
-    return predict
+    def host(images: np.ndarray) -> np.ndarray:
+        return on_device(torch.from_numpy(images).to(device)).cpu().numpy()
+
+    return Served(host, on_device)

@@ -1,26 +1,34 @@
 """torch.compile with weights frozen into the code: batch norms fold into convolutions, weights are laid out once."""
 
-import numpy as np
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from export import Artifact
-from export.runtimes import Predict
+from export.runtimes import Served
 from export.runtimes.torch_compile import compiled
 
 FORMAT = "torch"
 
 
-def load(artifact: Artifact, device: str, threads: int) -> Predict:
+def load(artifact: Artifact, device: str, threads: int) -> Served:
     # Given to torch.compile as an option it is ignored (torch 2.15): the setting must hold while a shape is compiled.
-    with torch._inductor.config.patch(freezing=True):
-        predict = compiled(artifact, device, threads)
-    shapes = set()
+    freezing = functools.partial(torch._inductor.config.patch, freezing=True)
+    with freezing():
+        served = compiled(artifact, device, threads)
 
-    def frozen(images: np.ndarray) -> np.ndarray:
-        if images.shape in shapes:
-            return predict(images)
-        shapes.add(images.shape)
-        with torch._inductor.config.patch(freezing=True):
-            return predict(images)
+    def frozen(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        shapes = set()
 
-    return frozen
+        def first(images: Any) -> Any:
+            if images.shape in shapes:
+                return call(images)
+            shapes.add(images.shape)
+            with freezing():
+                return call(images)
+
+        return first
+
+    return Served(frozen(served.host), frozen(served.on_device))

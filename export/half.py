@@ -1,0 +1,88 @@
+"""What an ONNX file answers where each operator computes in the precision that the file says, as on a GPU.
+
+onnxruntime has few float16 kernels for CPUs: it computes in float32 between casts, so that what overflows float16
+passes every check there. This is onnx's reference evaluator with its slowest operators replaced: convolutions and
+matrix products sum in float32 and round once, as tensor cores do.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import torch
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from torch.nn import functional
+
+BATCH = 64
+
+
+def answers(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    """Logits [N, classes] of images as the model takes them; not finite where something overflows."""
+    evaluator = ReferenceEvaluator(model, new_ops=[Conv, Gemm, MatMul, MaxPool])
+    name = model.graph.input[0].name
+    batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+    with np.errstate(all="ignore"):  # whoever asks looks at what comes of it
+        return np.concatenate([evaluator.run(None, {name: batch})[0] for batch in batches])
+
+
+def _float32(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def _padded(x: np.ndarray, pads: Sequence[int] | None, value: float) -> torch.Tensor:
+    """[N, C, H, W] with `pads` (top, left, bottom, right) around."""
+    top, left, bottom, right = pads or (0, 0, 0, 0)
+    return functional.pad(_float32(x), (left, right, top, bottom), value=value)
+
+
+class Conv(OpRun):
+    """Of images."""
+
+    op_domain = ""
+
+    def _run(self, x, w, b=None, auto_pad=None, dilations=None, group=None, kernel_shape=None, pads=None, strides=None):
+        assert auto_pad in (None, "NOTSET"), auto_pad  # PyTorch's exporter writes the pads themselves
+        bias = None if b is None else _float32(b)
+        how = {"stride": strides or 1, "dilation": dilations or 1, "groups": group or 1}
+        return (functional.conv2d(_padded(x, pads, 0.0), _float32(w), bias, **how).numpy().astype(x.dtype),)
+
+
+class Gemm(OpRun):
+    op_domain = ""
+
+    def _run(self, a, b, c=None, alpha=None, beta=None, transA=None, transB=None):
+        left, right = a.astype(np.float32), b.astype(np.float32)
+        found = (1.0 if alpha is None else alpha) * ((left.T if transA else left) @ (right.T if transB else right))
+        if c is not None:
+            found = found + (1.0 if beta is None else beta) * c.astype(np.float32)
+        return (found.astype(a.dtype),)
+
+
+class MatMul(OpRun):
+    op_domain = ""
+
+    def _run(self, a, b):
+        return ((a.astype(np.float32) @ b.astype(np.float32)).astype(a.dtype),)
+
+
+class MaxPool(OpRun):
+    """Of images, without indices."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x,
+        auto_pad=None,
+        ceil_mode=None,
+        dilations=None,
+        kernel_shape=None,
+        pads=None,
+        storage_order=None,
+        strides=None,
+    ):
+        assert auto_pad in (None, "NOTSET"), auto_pad
+        padded = _padded(x, pads, -np.inf)
+        found = functional.max_pool2d(padded, kernel_shape, strides or 1, 0, dilations or 1, bool(ceil_mode))
+        return (found.numpy().astype(x.dtype),)

@@ -1,0 +1,202 @@
+"""What results say of GPUs, what counts as one, and settings of PyTorch that a GPU's use leaves behind."""
+
+import sys
+import warnings
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from conftest import asks_for_gpu
+from networks import network
+from torch import nn
+
+from benchmarks.arms.plain import precision
+from benchmarks.training import summarize
+from export.onnx import to_onnx
+from harness import gpus, results
+from harness.config import Resources
+from harness.step import to_device
+
+CUDA = torch.device("cuda", 0)
+
+
+class Nvml:
+    """pynvml on a machine with two GPUs, one of which does not tell its power limit."""
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, names=("NVIDIA H100 80GB HBM3",) * 2):
+        self.names, self.open = names, 0
+
+    def nvmlInit(self):
+        self.open += 1
+
+    def nvmlShutdown(self):
+        self.open -= 1
+
+    def nvmlSystemGetDriverVersion(self):
+        return "580.159.04"
+
+    def nvmlDeviceGetCount(self):
+        return len(self.names)
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        return int(uuid.removeprefix("GPU-"))
+
+    def nvmlDeviceGetName(self, handle):
+        return self.names[handle]
+
+    def nvmlDeviceGetUUID(self, handle):
+        return f"GPU-{handle}"
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        return SimpleNamespace(total=80 << 30)
+
+    def nvmlDeviceGetClockInfo(self, handle, clock):
+        return 100 * clock
+
+    def nvmlDeviceGetMaxClockInfo(self, handle, clock):
+        return 1000 * clock
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle):
+        if handle == 1:
+            raise self.NVMLError("not supported")
+        return 700_000
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    """Two GPUs that PyTorch uses too."""
+    there = Nvml()
+    monkeypatch.setitem(sys.modules, "pynvml", there)
+    monkeypatch.setattr(gpus, "usable", lambda: 2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    properties = SimpleNamespace(name="NVIDIA H100 80GB HBM3", uuid="1", total_memory=79 << 30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: properties)
+    gpus.common_name.cache_clear()
+    yield there
+    gpus.common_name.cache_clear()
+    assert there.open == 0
+
+
+def test_results_say_which_gpus(nvml):
+    told = gpus.described()
+    assert (told["count"], told["driver"], told["cuda"]) == (2, "580.159.04", torch.version.cuda)
+    assert told["cudnn"] == torch.backends.cudnn.version()
+    first, second = told["devices"]
+    assert first == {
+        "name": "NVIDIA H100 80GB HBM3",
+        "uuid": "GPU-0",
+        "memory_bytes": 80 << 30,
+        "sm_mhz": 100,
+        "sm_mhz_max": 1000,
+        "memory_mhz": 200,
+        "memory_mhz_max": 2000,
+        "power_limit_watts": 700.0,
+    }
+    assert second["power_limit_watts"] is None
+
+
+def test_a_trial_says_which_one(nvml):
+    told = gpus.describe(CUDA)
+    assert (told["uuid"], told["memory_bytes"], told["driver"]) == ("GPU-1", 79 << 30, "580.159.04")
+    assert told["sm_mhz_max"] == 1000
+
+
+def test_where_nvml_is_missing_that_is_told(nvml, monkeypatch):
+    """The real library, which finds no driver here."""
+    monkeypatch.delitem(sys.modules, "pynvml")
+    assert gpus.described()["nvml"] == "NVML Shared Library Not Found"
+    told = gpus.describe(CUDA)
+    assert (told["name"], told["nvml"]) == ("NVIDIA H100 80GB HBM3", "NVML Shared Library Not Found")
+    assert gpus.common_name() is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert "ModuleNotFoundError" in gpus.described()["nvml"]
+
+
+def test_a_name_that_all_share(nvml):
+    assert gpus.common_name() == "NVIDIA H100 80GB HBM3"
+    gpus.common_name.cache_clear()
+    nvml.names = ("NVIDIA H100 80GB HBM3", "NVIDIA A2")
+    assert gpus.common_name() is None
+
+
+def test_gpus_that_pytorch_cannot_use_are_told(nvml, monkeypatch):
+    monkeypatch.setattr(gpus, "usable", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpus.unusable().startswith(f"2 NVIDIA GPUs are here, but PyTorch {torch.__version__} for CUDA")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus.unusable() == ""
+
+
+def test_without_a_gpu_nothing_is_said():
+    assert gpus.usable() == 0
+    assert results.environment()["gpus"] == {}
+    assert gpus.peak_memory(torch.device("cpu")) == {}
+
+
+def test_peak_memory(monkeypatch):
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 5)
+    monkeypatch.setattr("torch.cuda.max_memory_reserved", lambda device: 7)
+    assert gpus.peak_memory(CUDA) == {"peak_allocated_bytes": 5, "peak_reserved_bytes": 7}
+
+
+@pytest.mark.parametrize(("gpus_per_trial", "device"), [(None, "auto"), (0, "cpu"), (0.5, "auto")])
+def test_where_no_gpu_is_wanted_none_is_used(gpus_per_trial, device):
+    """Also by what the driver does of trials itself: reading the test set, estimates."""
+    assert Resources(gpus_per_trial=gpus_per_trial).device == device
+
+
+def test_export_works_after_a_network_was_on_a_gpu():
+    """PyTorch's export reads settings that raise once they were set in another way (pytorch issue 179445)."""
+    to_device(nn.Identity(), CUDA)  # has nothing that would need a GPU
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert to_onnx(network("baseline"), torch.randn(2, 3, 32, 32), 20).graph.node
+
+
+def test_advice_against_what_was_decided_is_no_error():
+    """PyTorch 2.11 warns so where torch.compile meets float32 on a GPU; warnings are errors here."""
+    to_device(nn.Identity(), CUDA)
+    warnings.warn(
+        "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled.", stacklevel=1
+    )
+    with pytest.raises(UserWarning):
+        warnings.warn("something else", stacklevel=1)
+
+
+@pytest.mark.parametrize(("capability", "found"), [((9, 0), "tf32"), ((7, 5), "float32")])
+def test_what_a_plain_script_computes_in(monkeypatch, capability, found):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", True)
+    assert precision(CUDA) == found
+    assert precision(torch.device("cpu")) == "float32"
+
+
+def test_utilisation_is_of_the_rate_that_an_arm_can_reach():
+    """A plain script's convolutions are TF32: of the float32 rate it would reach eight times as much."""
+    row = {"arm": "plain", "trials_per_hour": 36.0, "step_images_per_second": 1000.0, "first_result_seconds": 1.0}
+    row |= {"peak_bytes": 2**30, "peak_device_bytes": 2**31, "plan": "", "val_accuracy": [0.5, 0.6]}
+    rows = [row | {"precision": "tf32"}, row | {"precision": "tf32"}]
+    rows += [{**one, "arm": "harness", "precision": "float16"} for one in rows]
+    rates = {"float32": 5e13, "tf32": 4e14, "bfloat16": 8e14, "float16": 7e14}
+    found = summarize(rows, {"training": 8e10, "trial": 1e16}, rates).set_index("arm")
+    assert found.loc["plain", "mfu_step"] == pytest.approx(0.2)
+    assert found.loc["plain", "mfu_trial"] == pytest.approx(0.25)
+    assert found.loc["harness", "mfu_step"] == pytest.approx(8e13 / 7e14)
+    assert pd.Series(found["peak_device_gib"]).tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("expression", "found"),
+    [("not slow", False), ("slow", False), ("gpu", True), ("gpu and not slow", True), ("not gpu", False), ("", False)],
+)
+def test_tests_use_a_gpu_where_they_are_asked_to(expression, found):
+    assert asks_for_gpu(expression) == found
