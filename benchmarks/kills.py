@@ -25,7 +25,7 @@ from typing import Any, Literal
 import psutil
 from pydantic import Field
 
-from harness import checkpoint, cli, results
+from harness import cli, results
 from harness.config import Strict
 from harness.results import HISTORY, TRIAL, RunDirectory
 
@@ -68,7 +68,7 @@ def main(config: Kills) -> int:
                     if row["running"]:
                         break
                 rows.append(row)
-                checkpoint.write_atomically(config.out, results.csv_text(COLUMNS, rows))
+                results.write_measured(config.out, COLUMNS, rows)
                 progress.line(" ".join(f"{name}={row[name]}" for name in COLUMNS if row[name] != ""))
                 if not row["problems"]:
                     shutil.rmtree(folder)

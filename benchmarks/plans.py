@@ -93,7 +93,6 @@ def measure(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main(config: Plans) -> int:
-    from harness import checkpoint
     from harness.progress import Progress
 
     progress = Progress()
@@ -104,8 +103,7 @@ def main(config: Plans) -> int:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 own = process.submit(measure, name, config.model_dump(mode="json")).result()
             rows += own
-            checkpoint.write_atomically(config.out, results.csv_text(COLUMNS, rows))
-            checkpoint.write_json(config.out.with_suffix(".json"), results.environment())
+            results.write_measured(config.out, COLUMNS, rows)
             chosen = next(row for row in own if row["chosen"])
             speeds = ", ".join(f"{row['plan']} {row['images_per_second']:,.0f}" for row in own)
             cost = (

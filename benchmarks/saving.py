@@ -66,7 +66,7 @@ def main(config: Saving) -> int:
                         row = {"pair": pair, "checkpoints": name, "seconds": seconds, "saved": len(saved[name])}
                         rows.append(row | {"files_seconds": timing["ledger"]["checkpoint"]})
                         progress.line(f"pair {pair + 1} of {config.pairs}, {name}: {seconds:.1f} s")
-            checkpoint.write_atomically(config.out, results.csv_text(COLUMNS, rows))
+            results.write_measured(config.out, COLUMNS, rows)
     taken = {name: [r["seconds"] for r in rows if r["checkpoints"] == name] for name in arms}
     ratio = stats.ratio_interval(taken["default"], taken["none"])
     own_rows = [r for r in rows if r["checkpoints"] == "default"]

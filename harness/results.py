@@ -93,6 +93,12 @@ def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
+def write_measured(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """A table of measurements, and beside it, as .json, the machine that they were made on."""
+    checkpoint.write_atomically(path, csv_text(columns, rows))
+    checkpoint.write_json(path.with_suffix(".json"), environment())
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "", *, keep_lists: bool = False) -> dict[str, Any]:
     """Nested mappings as one, names joined with dots; lists become JSON, unless they are kept."""
     flat: dict[str, Any] = {}

@@ -208,7 +208,7 @@ class Step:
         self.scaler.load_state_dict(dict(scaler))
 
     def start_over(self) -> None:
-        """Forget what the next step may differ in from those before, dropout switched on say."""
+        """Forget what was captured of earlier steps: modules changed since, dropout was switched on say."""
 
     def _parameters(self) -> list[torch.Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

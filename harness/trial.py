@@ -156,7 +156,7 @@ def _train(job: Job, record: Record, history: list[Row], ledger: Ledger) -> Iter
     record["environment"] = {**vars(plan), **machine, "code": results.code_digest(config.architecture)}
     if device.type == "cuda":
         record["environment"]["gpu"] = gpus.describe(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.reset_peak_memory_stats(device)  # of the trials that this process ran before
     ledger.enter("data")
     data, parts = device_data(job.data.model_dump_json(), str(device))
     ledger.enter("build")

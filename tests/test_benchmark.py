@@ -21,6 +21,7 @@ from benchmarks.inference import benchmark_exported
 from benchmarks.sitting import AGAIN, REFERENCE, highest_rate
 from export.runtimes import Served, Unavailable
 from export.runtimes.onnxruntime import elsewhere
+from export.runtimes.onnxruntime_graph import at_fixed_addresses
 from harness import checkpoint
 from harness.config import Benchmark
 from harness.errors import BadInput
@@ -422,6 +423,22 @@ def test_a_call_with_tensors_answers_as_with_arrays(run, tmp_path, runtime, uint
         assert told["event_seconds"] == []  # a CPU has none
     arm.checked = arm.checked + 1
     assert arm.measure(1)["away"] > 0.5  # answers are compared, on the device too
+
+
+def test_calls_at_fixed_addresses_answer_each_batch(run, monkeypatch):
+    """As a CUDA graph needs them; here with the CPU's memory."""
+    waits = []
+    stream = SimpleNamespace(synchronize=lambda: waits.append(1))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    session = onnxruntime.InferenceSession(exported(run).parent / "model.onnx", providers=["CPUExecutionProvider"])
+    side = checkpoint.read_json(exported(run))["input_size"]
+    images = torch.randn(3, 4, 3, side, side)
+    call, found = at_fixed_addresses(session, torch.empty_like(images[0])), []
+    for number, batch in enumerate(images, 1):
+        found.append(call(batch))
+        assert torch.allclose(found[-1], torch.from_numpy(session.run(None, {"images": batch.numpy()})[0]), atol=1e-5)
+        assert len(waits) == number  # before onnxruntime reads what is copied
+    assert len({logits.data_ptr() for logits in found}) == 1
 
 
 def test_the_clock_waits_for_the_device(monkeypatch):

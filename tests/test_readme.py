@@ -36,7 +36,15 @@ def images(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if "pytest" not in line])
+# Benchmarks take over 10 s: each arm has processes of its own.
+COMMANDS = [
+    pytest.param(line, marks=[pytest.mark.slow] if line.startswith("python -m benchmarks") else [])
+    for line in LINES
+    if "pytest" not in line
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
 def test_command(line, images, small_run, tmp_path):
     """Training commands are checked by a dry run, which takes every step up to the first trial; others run."""
     run = tmp_path / "run"

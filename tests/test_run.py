@@ -69,7 +69,7 @@ def test_inference_rounds_and_summary_agree(small_run):
     run, _ = small_run
     rounds, summary = pd.read_csv(run / "inference.csv"), pd.read_csv(run / "inference_summary.csv")
     names = "artifact backend precision device batch_size threads scope replicate round images seconds"
-    assert list(rounds.columns) == [*names.split(), "call_ms", "foreign_cores", "note"]
+    assert list(rounds.columns) == [*names.split(), "call_ms", "event_ms", "foreign_cores", "note"]
     measured = summary.dropna(subset=["ratio"])
     files = json.loads(next((run / "exported").glob("*/manifest.json")).read_text())["files"].values()
     served = [f for f in files if f["input"]["normalized"] and f.get("parity", {"passed": True})["passed"]]

@@ -1,6 +1,6 @@
 """onnxruntime on CPU, or on CUDA where its CUDA provider really computes."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -14,38 +14,41 @@ if TYPE_CHECKING:
 
 FORMAT = "onnx"
 CPU = "CPUExecutionProvider"
+KINDS = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+TELLS = "get_provider_graph_assignment_info"
 
 
 def load(artifact: Artifact, device: str, threads: int) -> Served:
     if device == "cuda":
-        return served(opened(artifact, threads, "CUDAExecutionProvider", {"use_tf32": "0"}), artifact)
-    return served(opened(artifact, threads, CPU, {}), artifact)
+        return served(opened(artifact, threads, "CUDAExecutionProvider", {"use_tf32": "0"}))
+    return served(opened(artifact, threads, CPU, {}))
 
 
-def served(session: onnxruntime.InferenceSession, artifact: Artifact) -> Served:
+def served(session: onnxruntime.InferenceSession) -> Served:
     """Calls of a session; on the device its input and output are bound to the tensors' own memory."""
-    name, (output,) = session.get_inputs()[0].name, session.get_outputs()
-    kind, classes = np.dtype(artifact.entry["input"]["dtype"]), len(artifact.manifest["classes"])
-    binding = session.io_binding()
+    name, binding = session.get_inputs()[0].name, session.io_binding()
 
     def host(images: np.ndarray) -> np.ndarray:
         return session.run(None, {name: images})[0]
 
     def on_device(images: "torch.Tensor") -> "torch.Tensor":
-        logits = images.new_empty((len(images), classes), dtype=_float32())
-        where = images.device.type, images.device.index or 0
-        binding.bind_input(name, *where, kind, tuple(images.shape), images.data_ptr())
-        binding.bind_output(output.name, *where, np.float32, tuple(logits.shape), logits.data_ptr())
+        logits = bind(binding, session, images)
         session.run_with_iobinding(binding)  # returns when it is done
         return logits
 
     return Served(host, on_device)
 
 
-def _float32() -> "torch.dtype":
+def bind(binding: Any, session: onnxruntime.InferenceSession, images: "torch.Tensor") -> "torch.Tensor":
+    """Bind a session's input to the memory of these images, and its output to that of the logits returned."""
     import torch  # not where host arrays are all that is asked for
 
-    return torch.float32
+    (given,), (found,) = session.get_inputs(), session.get_outputs()
+    logits = torch.empty((len(images), found.shape[1]), device=images.device)
+    where = images.device.type, images.device.index or 0
+    binding.bind_input(given.name, *where, KINDS[given.type], tuple(images.shape), images.data_ptr())
+    binding.bind_output(found.name, *where, np.float32, tuple(logits.shape), logits.data_ptr())
+    return logits
 
 
 def opened(
@@ -74,17 +77,13 @@ def opened(
         if provider != CPU and (others := elsewhere(session, provider, onnx.load(artifact.path))):
             raise Unavailable(f"{len(others)} nodes are computed elsewhere: {', '.join(others[:5])}")
         taken = session.get_inputs()[0]
-        kind = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}[taken.type]
         if tried:  # it may load and still lack kernels
-            session.run(None, {taken.name: np.zeros([2, *taken.shape[1:]], kind)})
+            session.run(None, {taken.name: np.zeros([2, *taken.shape[1:]], KINDS[taken.type])})
     except Unavailable:
         raise
     except Exception as error:
         raise Unavailable(f"onnxruntime with {provider}: {' '.join(str(error).split())[:300]}") from error
     return session
-
-
-TELLS = "get_provider_graph_assignment_info"
 
 
 def elsewhere(session: onnxruntime.InferenceSession, provider: str, model: onnx.ModelProto) -> list[str]:

@@ -7,11 +7,12 @@ from elsewhere on the device.
 from collections.abc import Callable
 
 import numpy as np
+import onnxruntime
 import torch
 
 from export import Artifact
 from export.runtimes import Served, Unavailable
-from export.runtimes.onnxruntime import opened
+from export.runtimes.onnxruntime import bind, opened
 
 FORMAT = "onnx"
 PROVIDER = "CUDAExecutionProvider"
@@ -31,7 +32,13 @@ def load(artifact: Artifact, device: str, threads: int) -> Served:
     def on_device(images: torch.Tensor) -> torch.Tensor:
         shape = tuple(images.shape)
         if shape not in captured:
-            captured[shape] = _captured(artifact, threads, images)
+            session = opened(artifact, threads, PROVIDER, OPTIONS, tried=False)
+            call = at_fixed_addresses(session, torch.empty_like(images, device=device))
+            try:
+                call(images)
+            except Exception as error:
+                raise Unavailable(f"onnxruntime with a CUDA graph: {' '.join(str(error).split())[:300]}") from error
+            captured[shape] = call
         return captured[shape](images)
 
     def host(images: np.ndarray) -> np.ndarray:
@@ -42,15 +49,12 @@ def load(artifact: Artifact, device: str, threads: int) -> Served:
     return served
 
 
-def _captured(artifact: Artifact, threads: int, example: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """For images of the example's shape alone."""
-    session = opened(artifact, threads, PROVIDER, OPTIONS, tried=False)
-    given = torch.empty(example.shape, dtype=example.dtype, device="cuda")
-    logits = torch.empty((len(example), len(artifact.manifest["classes"])), device="cuda")
-    kind, binding = np.dtype(artifact.entry["input"]["dtype"]), session.io_binding()
-    where = "cuda", given.device.index or 0
-    binding.bind_input(session.get_inputs()[0].name, *where, kind, tuple(given.shape), given.data_ptr())
-    binding.bind_output(session.get_outputs()[0].name, *where, np.float32, tuple(logits.shape), logits.data_ptr())
+def at_fixed_addresses(
+    session: onnxruntime.InferenceSession, given: torch.Tensor
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Calls that copy images of its shape into `given`, and return logits in memory that they use again."""
+    binding = session.io_binding()
+    logits = bind(binding, session, given)
 
     def call(images: torch.Tensor) -> torch.Tensor:
         given.copy_(images)
@@ -58,8 +62,4 @@ def _captured(artifact: Artifact, threads: int, example: torch.Tensor) -> Callab
         session.run_with_iobinding(binding)
         return logits
 
-    try:
-        call(example)
-    except Exception as error:
-        raise Unavailable(f"onnxruntime with a CUDA graph: {' '.join(str(error).split())[:300]}") from error
     return call

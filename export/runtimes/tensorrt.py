@@ -26,4 +26,4 @@ def load(artifact: Artifact, device: str, threads: int) -> Served:
             "trt_fp16_enable": "0",
         },
     )
-    return served(session, artifact)
+    return served(session)
