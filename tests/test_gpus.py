@@ -1,5 +1,7 @@
 """What results say of GPUs, what counts as one, and settings of PyTorch that a GPU's use leaves behind."""
 
+import os
+import subprocess
 import sys
 import warnings
 from types import SimpleNamespace
@@ -7,7 +9,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from conftest import asks_for_gpu
+from conftest import TOP, asks_for_gpu
 from networks import network
 from torch import nn
 
@@ -200,3 +202,25 @@ def test_utilisation_is_of_the_rate_that_an_arm_can_reach():
 )
 def test_tests_use_a_gpu_where_they_are_asked_to(expression, found):
     assert asks_for_gpu(expression) == found
+
+
+@pytest.mark.slow
+@pytest.mark.cifar10
+def test_what_measures_on_a_gpu_runs(tmp_path, cifar10_folder):
+    """benchmarks/gpu.sh with little work, as far as it takes a minute; an unknown step costs the others nothing."""
+    environment = {"SMALL": "1", "OUT": str(tmp_path), "DATA": str(cifar10_folder), "PYTHON": sys.executable}
+    steps = ["machine", "nothing", "tests", "plans", "trial", "export"]
+    done = subprocess.run(
+        ["bash", str(TOP / "benchmarks" / "gpu.sh"), *steps],
+        env=os.environ | environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout
+    table = pd.read_csv(tmp_path / "steps.csv").set_index("step")
+    assert table["exit_code"].to_dict() == {step: 2 if step == "nothing" else 0 for step in steps}, done.stdout
+    assert list(tmp_path.glob("run/exported/*/model_fp16.onnx"))
+    assert (tmp_path / "plans.json").is_file()

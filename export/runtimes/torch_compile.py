@@ -30,6 +30,8 @@ def compiled(
     """The network compiled `how` torch.compile is told, called in a `context` of its own."""
     if not compiler(device):
         raise Unavailable("torch.compile needs a C++ compiler on CPU and a C compiler on CUDA; install g++")
+    if torch._inductor.config.cpp.vec_isa_ok is None:
+        torch._inductor.config.cpp.vec_isa_ok = True  # else each process compiles a test of the CPU's vectors
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of the GPU that is not there
     # Past the limit PyTorch would run eager code: an error instead, and room for many batch sizes.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
