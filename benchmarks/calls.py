@@ -45,30 +45,29 @@ def _on_device(predict: Any, device: str, batches: Sequence[Any]) -> Timed:
     it are a second clock."""
     if not hasattr(predict, "on_device"):
         raise Unavailable("takes host arrays alone")
-    clock, call, taken, events, found = time.perf_counter_ns, predict.on_device, [], [], []
+    clock, call, taken, seconds, found = time.perf_counter_ns, predict.on_device, [], [], []
+    around: Any = _Events() if device == "cuda" else contextlib.nullcontext()
     for batch in batches:
-        around = _Events() if device == "cuda" else None
         before = clock()
-        with around or contextlib.nullcontext():
+        with around:
             logits = call(batch)
         taken.append(clock() - before)
         found.append(logits.clone())  # the runtime may use its memory again
-        events += [around] if around else []
-    return Timed(
-        [nanoseconds * 1e-9 for nanoseconds in taken],
-        [around.seconds() for around in events],
-        [logits.cpu().numpy() for logits in found],
-    )
+        seconds += [around.seconds()] if device == "cuda" else []
+    return Timed([nanoseconds * 1e-9 for nanoseconds in taken], seconds, [logits.cpu().numpy() for logits in found])
 
 
 class _Events:
-    """CUDA events before and after what is within; leaving waits for the device."""
+    """CUDA events before and after what is within; leaving waits for the device. Made before anything is timed: the
+    first record of an event creates it."""
 
     def __init__(self):
         import torch
 
         self.cuda = torch.cuda
         self.first, self.last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.first.record()
+        self.last.record()
 
     def __enter__(self) -> None:
         self.first.record()

@@ -14,7 +14,8 @@
 #   airbench   the time of AIRBENCH, a script of the CIFAR-10 speed record: what the GPU can do with another recipe
 #
 # DATA: class folders of CIFAR-10; without it, it is downloaded. DEADLINE: seconds after which no step goes on. SMALL=1
-# tries the same with little work, on any machine. A step that fails costs the others nothing; the exit code is 1 then.
+# tries the same with little work, on any machine. Where a step fails the others go on (`export` and
+# `inference` need `trial`), and the exit code is 1.
 set -uo pipefail
 top=$PWD # where DATA and OUT are relative to
 cd "$(dirname "$0")/.."

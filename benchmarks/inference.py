@@ -37,7 +37,7 @@ ROWS = "inference.csv"
 def candidates(artifacts: Sequence[Artifact], settings: Benchmark, cuda: bool) -> Iterator[Arm]:
     """Each runtime with each file of its format that takes what is timed: normalised float32 images, or uint8 ones.
 
-    PyTorch's own file takes no uint8 images: the worker normalises them, on the host. With a GPU each is tried there,
+    PyTorch's own file takes no uint8 images: the worker normalises them where they are. With a GPU each is tried there,
     and on the CPU where it cannot use it.
     """
     default = plugins.names("export.runtimes") if settings.full else DEFAULT

@@ -50,7 +50,7 @@ def measure(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
         settings = Plans.model_validate(config)
         device = pick_device("auto")
         torch.set_num_threads(settings.threads)
-        execution.prepare_process()
+        execution.prepare_process(settings.threads)
         trial = Trial(architecture=name, precision=settings.precision)
         started = time.perf_counter()
         choice = fastest.choose(trial, 10, 32, device, settings.images)

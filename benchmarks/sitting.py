@@ -129,7 +129,11 @@ class Sitting:
             for arm in order.sample([*arms, again], len(arms) + 1):
                 progress.status(f"{self._where(number)}: starting {arm.name}")
                 with self._leaving(workers, arm):
-                    workers[arm.name] = stack.enter_context(Worker(arm, self.threads, self.images, self.log))
+                    worker = stack.enter_context(Worker(arm, self.threads, self.images, self.log))
+                    if not set(worker.scopes) & set(self.settings.scopes):
+                        worker.close()
+                        raise Unavailable("takes host arrays alone")
+                    workers[arm.name] = worker
             for batch_size in order.sample(self.settings.batch_sizes, len(self.settings.batch_sizes)):
                 for scope in self.settings.scopes:
                     rows += self._cell(number, batch_size, scope, workers, order, progress)

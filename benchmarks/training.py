@@ -46,7 +46,7 @@ class Training(Strict):
     batch_size: int = Field(64, ge=1, description="images a step")
     lr: float = Field(5e-2, gt=0, description="of SGD")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the harness's arm")
-    compile: Literal["auto", "off", "kernels", "default", "captured"] = Field(
+    compile: Literal["auto", "off", "kernels", "captured-eager", "default", "captured"] = Field(
         "auto", description="of the harness's arm: trial.compile"
     )
     loader_workers: int = Field(2, ge=0, description="of the plain arm's DataLoader")
@@ -191,9 +191,10 @@ def trials_at_once(arm: str, trials: list[dict[str, Any]]) -> int:
         return max(1, min(len(trials), results.environment()["cores"] // 2))
     if not arm.startswith("harness"):
         return 1
+    by_cores = max(1, min(len(trials), trials[0]["cores"] // trials[0]["threads"]))
     if trials[0]["device"] == "cuda":
-        return int(arm.split("_")[1]) if "_" in arm else 1
-    return max(1, min(len(trials), trials[0]["cores"] // trials[0]["threads"]))
+        return min(by_cores, int(arm.split("_")[1]) if "_" in arm else 1)
+    return by_cores
 
 
 def matrix_product_rates() -> dict[str, float]:

@@ -46,7 +46,10 @@ def summarize(
         wide = cell.pivot(index=["replicate", "round"], columns="backend", values="speed")
         for name, arm in by_name.items():
             own = cell[cell.backend == name]
-            if not len(own):  # takes host arrays alone
+            if not len(own):
+                left = {"artifact": arm.check.artifact.label, "backend": name, "precision": arm.precision}
+                left |= {"device": arm.check.device, "scope": scope, "note": "takes host arrays alone"}
+                summary += [] if left in summary else [left]
                 continue
             paired = np.log(wide[name] / wide[reference]).groupby("replicate").median()
             ratio = stats.mean_interval(paired.tolist())

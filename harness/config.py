@@ -237,6 +237,10 @@ class Benchmark(Strict):
 
     @model_validator(mode="after")
     def _recommends_what_is_measured(self) -> "Benchmark":
+        if self.latency_ms is not None and self.scope == "device":
+            raise ValueError(
+                f"latency_ms={self.latency_ms:g}: single images arrive at the host; use scope=host or both"
+            )
         if self.batch_size is not None and self.batch_size not in self.batch_sizes:
             raise ValueError(f"batch_size={self.batch_size}: is not measured; choose from {self.batch_sizes}")
         return self

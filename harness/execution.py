@@ -117,8 +117,9 @@ def native_bfloat16(device: torch.device) -> bool:
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
-def prepare_process() -> None:
-    """For a process that trains: compiled code in this user's and node's own cache, and memory kept for reuse.
+def prepare_process(threads: int) -> None:
+    """For a process that trains with so many threads: compiled code in this user's and node's own cache, and memory
+    kept for reuse. Before torch._dynamo is imported, which reads these settings once.
 
     By default glibc hands large freed blocks back to the system, so that each step faults its activations in anew.
     """
@@ -126,7 +127,7 @@ def prepare_process() -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiled_folder())
     os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # else each process compiles a test of the CPU's vectors
     # Else each of them starts as many compilers as the node has cores, which its trials share.
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(2, torch.get_num_threads())))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(2, threads)))
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         most_mapped, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h

@@ -117,7 +117,7 @@ def choose_in_process(
 ) -> dict[str, Any]:
     """`choose` in a process of its own, prepared as one that trains."""
     torch.set_num_threads(threads)
-    execution.prepare_process()
+    execution.prepare_process(threads)
     return choose(Trial.model_validate(config), classes, side, torch.device(device), images)
 
 
@@ -173,6 +173,8 @@ def choose(trial: Trial, num_classes: int, input_size: int, device: torch.device
                 gradients = one.gradients()
         except Exception as error:
             reasons[plan] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            if any(other.captured for other in list(reasons)[:-1]):  # CUDA may not have come out of that unharmed
+                reasons[plan] += " (after a capture that failed)"
             continue
         first_seconds[plan] = time.perf_counter() - begun
         one.time_round()

@@ -24,7 +24,8 @@ def usable() -> int:
         return 0
     import torch
 
-    return torch.cuda.device_count()
+    # device_count asks NVML, which also counts GPUs whose driver is too old for this PyTorch.
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def unusable() -> str:
@@ -33,14 +34,17 @@ def unusable() -> str:
     if usable() or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return ""
     with _nvml() as (nvml, _):
-        if nvml is None or not (count := nvml.nvmlDeviceGetCount()):
-            return ""
+        count = 0 if nvml is None else _ask(nvml, nvml.nvmlDeviceGetCount)
+    if not count:
+        return ""
     import torch
 
-    built = torch.version.cuda
-    return f"{count} NVIDIA GPUs are here, but PyTorch {torch.__version__} " + (
-        f"for CUDA {built} cannot use them; see that the driver is new enough" if built else "was built without CUDA"
-    )
+    found = f"{count} NVIDIA GPUs are here, but PyTorch {torch.__version__}"
+    if torch.version.cuda is None:
+        return f"{found} was built without CUDA"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    advice = "see that the driver is new enough" if visible is None else f"CUDA_VISIBLE_DEVICES={visible}"
+    return f"{found} for CUDA {torch.version.cuda} cannot use them; {advice}"
 
 
 def described() -> dict[str, Any]:
@@ -54,8 +58,10 @@ def described() -> dict[str, Any]:
     with _nvml() as (nvml, reason):
         if nvml is None:
             return found | {"nvml": reason}
-        devices = [_of(nvml, nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(nvml.nvmlDeviceGetCount())]
-        return found | {"driver": nvml.nvmlSystemGetDriverVersion(), "devices": devices}
+        count = _ask(nvml, nvml.nvmlDeviceGetCount) or 0
+        handles = [_ask(nvml, nvml.nvmlDeviceGetHandleByIndex, i) for i in range(count)]
+        devices = [_of(nvml, handle) for handle in handles if handle is not None]
+        return found | {"driver": _ask(nvml, nvml.nvmlSystemGetDriverVersion), "devices": devices}
 
 
 def describe(device: "torch.device") -> dict[str, Any]:
@@ -69,9 +75,9 @@ def describe(device: "torch.device") -> dict[str, Any]:
     with _nvml() as (nvml, reason):
         if nvml is None:
             return told | {"nvml": reason}
-        with contextlib.suppress(nvml.NVMLError):  # a part of a GPU (MIG) has a UUID of another kind
-            told = _of(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid)) | told
-        return told | {"driver": nvml.nvmlSystemGetDriverVersion()}
+        handle = _ask(nvml, nvml.nvmlDeviceGetHandleByUUID, uuid)  # a part of a GPU (MIG) has one of another kind
+        told = (_of(nvml, handle) if handle is not None else {}) | told
+        return told | {"driver": _ask(nvml, nvml.nvmlSystemGetDriverVersion)}
 
 
 def peak_memory(device: "torch.device") -> dict[str, Any]:
@@ -89,34 +95,42 @@ def peak_memory(device: "torch.device") -> dict[str, Any]:
 
 @functools.cache
 def common_name() -> str | None:
-    """The name of the GPUs of this machine, as PyTorch has it, asked without touching one; None where they differ or
-    NVML does not tell."""
+    """The name of the GPUs of this machine, as PyTorch has it, asked without touching one.
+
+    None where they differ, where one is divided (MIG), and where NVML does not tell.
+    """
     with _nvml() as (nvml, _):
         if nvml is None:
             return None
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        names = {nvml.nvmlDeviceGetName(handle) for handle in handles}
+        names = set()
+        for i in range(_ask(nvml, nvml.nvmlDeviceGetCount) or 0):
+            handle = _ask(nvml, nvml.nvmlDeviceGetHandleByIndex, i)
+            if handle is None or any(_ask(nvml, nvml.nvmlDeviceGetMigMode, handle) or []):
+                return None
+            names.add(_ask(nvml, nvml.nvmlDeviceGetName, handle))
         return names.pop() if len(names) == 1 else None
 
 
+def _ask(nvml: Any, question: Callable[..., Any], *about: Any) -> Any:
+    """NVML's answer, None where it has none: a GPU may be lost, closed to this process, or not know what is asked."""
+    with contextlib.suppress(nvml.NVMLError):
+        return question(*about)
+    return None
+
+
 def _of(nvml: Any, handle: Any) -> dict[str, Any]:
-    """Name, memory, clocks in MHz and power limit in W of one GPU; None where it does not tell."""
-
-    def ask(question: Callable[[], Any]) -> Any:
-        with contextlib.suppress(nvml.NVMLError):
-            return question()
-        return None
-
-    limit = ask(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle))
+    """Name, memory, clocks in MHz and power limit in W of one GPU."""
+    memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    limit = _ask(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
     return {
-        "name": nvml.nvmlDeviceGetName(handle),
-        "uuid": nvml.nvmlDeviceGetUUID(handle),
-        "memory_bytes": ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total),
-        "sm_mhz": ask(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
-        "sm_mhz_max": ask(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
-        "memory_mhz": ask(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
-        "memory_mhz_max": ask(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)),
-        "power_limit_watts": None if limit is None else limit / 1000,
+        "name": _ask(nvml, nvml.nvmlDeviceGetName, handle),
+        "uuid": _ask(nvml, nvml.nvmlDeviceGetUUID, handle),
+        "memory_bytes": memory and memory.total,
+        "sm_mhz": _ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
+        "sm_mhz_max": _ask(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM),
+        "memory_mhz": _ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
+        "memory_mhz_max": _ask(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_MEM),
+        "power_limit_watts": limit and limit / 1000,
     }
 
 

@@ -274,15 +274,18 @@ class CapturedStep(Step):
         kept = {(p, name): v.clone() for p, state in self.optimizer.state.items() for name, v in state.items()}
         scaler = self.scaler.state_dict()
         random_state = torch.cuda.get_rng_state(self.device)
-        stream = _capture_stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
+        stream, before_stream = _capture_stream(self.device), torch.cuda.current_stream(self.device)
+        stream.wait_stream(before_stream)
         with torch.cuda.stream(stream):
             for _ in range(self.WARM_UP):
                 self.compute(images, labels, fixed)
-        torch.cuda.current_stream(self.device).wait_stream(stream)
+        before_stream.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            self.sums = self.compute(images, labels, fixed)
+        try:
+            with torch.cuda.graph(graph, stream=stream):
+                self.sums = self.compute(images, labels, fixed)
+        finally:  # PyTorch 2.11 stays on its own stream where a capture fails
+            torch.cuda.set_stream(before_stream)
         # As if nothing had run: a zero momentum and a missing one are the same to these optimisers.
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):

@@ -48,11 +48,11 @@ class Worker(tune.Trainable):
         ledger = Ledger("worker start", time.perf_counter() - age)
         ledger.enter("imports")
         gc.disable()  # what imports make lasts: collecting in between takes a fifth of their time
-        import torch._dynamo  # noqa: F401  which every optimiser imports
-
         from harness import execution
 
-        execution.prepare_process()
+        execution.prepare_process(config["threads"])
+        import torch._dynamo  # noqa: F401  which every optimiser imports
+
         gc.freeze()
         gc.enable()
         self.start(config, ledger)

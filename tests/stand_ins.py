@@ -105,6 +105,7 @@ def recorded_graphs(patch: pytest.MonkeyPatch) -> None:
         "Stream": Stream,
         "stream": lambda _: contextlib.nullcontext(),
         "current_stream": Stream,
+        "set_stream": lambda _: None,
         "CUDAGraph": Graph,
         "graph": Recording,
         "get_rng_state": lambda _: torch.get_rng_state(),

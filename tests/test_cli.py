@@ -76,6 +76,7 @@ BAD = {
     "space=quick resources.gpus_per_trial=64": r"resources\.gpus_per_trial=64: a trial uses one GPU; give 1",
     "space=quick resources.gpus_per_trial=1": r"resources\.gpus_per_trial=1: PyTorch sees 0 GPUs here",
     "space=quick benchmark.device=cuda": r"benchmark\.device=cuda: PyTorch sees no GPU",
+    "space=quick benchmark.scope=device benchmark.latency_ms=5": r"latency_ms=5: single images arrive at the host",
     "space=quick benchmark.scope=both": r"benchmark\.scope=both: PyTorch sees no GPU",
     "space=quick trial.compile=captured-eager": r"trial\.compile=captured-eager: needs a CUDA device",
     "space=quick trial.precision=float16": r"trial\.precision=float16: needs a CUDA device",

@@ -228,7 +228,7 @@ def test_process_settings_keep_results(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "1")
     trial = Trial(**SMALL, epochs=1)
     before = train(Job(trial, digits))
-    execution.prepare_process()
+    execution.prepare_process(torch.get_num_threads())
     assert train(Job(trial, digits))["metrics"] == before["metrics"]
 
 
@@ -241,7 +241,9 @@ def test_process_settings_keep_results(digits, tmp_path, monkeypatch):
 def test_captured_is_the_same_training(digits, tmp_path, optimizer, precision):
     """The whole step as a CUDA graph against the same step launched kernel by kernel: weights after two epochs."""
     schedule = {"schedule": {"name": "one_cycle"}, "gradient_clip": 1.0, "augmentation": {"flip": True}, "keep": "last"}
-    trial = {**SMALL, **schedule, "epochs": 2, "precision": precision, "optimizer": optimizer}
+    # A bias before batch norm has no gradient but for rounding, by whose size Adam divides it.
+    options = {**SMALL["options"], "batch_norm": "none"}
+    trial = {**SMALL, **schedule, "options": options, "epochs": 2, "precision": precision, "optimizer": optimizer}
     weights = {}
     for mode in ("default", "captured", "captured-eager"):
         record = train(Job(Trial(**trial, compile=mode), Data(name="digits", limit=20), folder=tmp_path / mode))

@@ -225,7 +225,12 @@ def test_every_runtime_on_cuda(name, exported):
     images = torch.randn(9, 3, SIDE, SIDE).numpy()
     load = plugins.load("export.runtimes", "torch_eager", "load")
     expected = load(Artifact(folder, manifest, "model.safetensors"), "cpu", 2)(images)
-    found = plugins.load("export.runtimes", name, "load")(Artifact(folder, manifest, file), "cuda", 2)(images)
+    try:
+        found = plugins.load("export.runtimes", name, "load")(Artifact(folder, manifest, file), "cuda", 2)(images)
+    except Unavailable as reason:
+        if name not in ("openvino", "tensorrt"):  # others are here, or something is wrong
+            raise
+        pytest.skip(str(reason))
     exact = plugins.load("export.runtimes", name, "PRECISION", "float32") == "float32"
     assert np.abs(found - expected).max() < (1e-3 if exact else 0.05 * np.abs(expected).max())  # float32 is no TF32
 

@@ -131,8 +131,10 @@ def test_an_optimiser_state_in_another_layout_is_caught(monkeypatch):
         train_on_fake_cuda(monkeypatch, trial_of("baseline", "adam", "float32"), False)
 
 
-def trained(kind: type[Step], trial: Trial, steps: int = 4, resumed_at: int | None = None):
-    """(sums after each step, state at the end), the learning rate changing from step to step."""
+def trained(
+    kind: type[Step], trial: Trial, steps: int = 4, resumed_at: int | None = None, started_over_at: int | None = None
+):
+    """(sums after each step, state and scale of the loss at the end), the learning rate changing from step to step."""
     plan = Plan("cpu", trial.precision, "off", "channels_last", 1)
     part, cpu = part_on(torch.device("cpu")), torch.device("cpu")
     draws = Draws.of(part.rows, trial, 3)
@@ -140,7 +142,10 @@ def trained(kind: type[Step], trial: Trial, steps: int = 4, resumed_at: int | No
     def made() -> Step:
         torch.manual_seed(0)
         network = step.to_device(plugins.build_network(trial, 10, 32), cpu).train()
-        return kind(network, network, Normalizer(trial.normalization, cpu), trial, plan, cpu)
+        one = kind(network, network, Normalizer(trial.normalization, cpu), trial, plan, cpu)
+        if one.scaler.is_enabled():
+            one.scaler.set_growth_interval(1)  # it doubles with each step
+        return one
 
     one = made()
     torch.manual_seed(5)
@@ -152,9 +157,11 @@ def trained(kind: type[Step], trial: Trial, steps: int = 4, resumed_at: int | No
             one = made()
             one.restore(state, scaler)
             torch.set_rng_state(random_state)
+        if number == started_over_at:
+            one.start_over()
         sums += one(part, draws.batch(number, BATCH), trial.optimizer.lr / (number + 1))
         told.append(sums.tolist())
-    return told, one.state()
+    return told, one.state() | {"scale": torch.tensor(one.scaler.get_scale())}
 
 
 def assert_same(one, other, exactly: bool) -> None:
@@ -171,6 +178,15 @@ def test_a_captured_step_trains_as_it_is_launched(monkeypatch, name, optimizer, 
         trial = trial_of(name, optimizer, precision, augmented)
         exactly = optimizer == "sgd"  # Adam computes with a tensor rate in another order
         assert_same(trained(CapturedStep, trial, resumed_at=resumed_at), trained(Step, trial), exactly)
+
+
+def test_a_capture_in_the_middle_changes_nothing(monkeypatch):
+    """Not the scale of the loss either, which has grown until then."""
+    stand_ins.recorded_graphs(monkeypatch)
+    trial = trial_of("baseline", "sgd", "float16")
+    once, anew = (trained(CapturedStep, trial, started_over_at=at) for at in (None, 2))
+    assert_same(anew, once, exactly=True)
+    assert once[1]["scale"] > 2**16
 
 
 class RateIsBakedIn(CapturedStep):

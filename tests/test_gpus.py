@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from conftest import TOP, asks_for_gpu
+from conftest import TOP, asks_for_gpu, command
 from networks import network
 from torch import nn
 
 from benchmarks.arms.plain import precision
-from benchmarks.training import summarize
+from benchmarks.training import summarize, trials_at_once
 from export.onnx import to_onnx
 from harness import gpus, results
 from harness.config import Resources
@@ -33,6 +33,7 @@ class Nvml:
 
     def __init__(self, names=("NVIDIA H100 80GB HBM3",) * 2):
         self.names, self.open = names, 0
+        self.lost, self.mig = set[int](), None
 
     def nvmlInit(self):
         self.open += 1
@@ -47,7 +48,14 @@ class Nvml:
         return len(self.names)
 
     def nvmlDeviceGetHandleByIndex(self, index):
+        if index in self.lost:
+            raise self.NVMLError("GPU is lost")
         return index
+
+    def nvmlDeviceGetMigMode(self, handle):
+        if self.mig is None:
+            raise self.NVMLError("not supported")
+        return [self.mig, self.mig]
 
     def nvmlDeviceGetHandleByUUID(self, uuid):
         return int(uuid.removeprefix("GPU-"))
@@ -113,8 +121,14 @@ def test_a_trial_says_which_one(nvml):
 
 
 def test_where_nvml_is_missing_that_is_told(nvml, monkeypatch):
-    """The real library, which finds no driver here."""
+    """The real library, which finds no driver."""
     monkeypatch.delitem(sys.modules, "pynvml")
+    import pynvml
+
+    def absent():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", absent)
     assert gpus.described()["nvml"] == "NVML Shared Library Not Found"
     told = gpus.describe(CUDA)
     assert (told["name"], told["nvml"]) == ("NVIDIA H100 80GB HBM3", "NVML Shared Library Not Found")
@@ -130,10 +144,31 @@ def test_a_name_that_all_share(nvml):
     assert gpus.common_name() is None
 
 
+@pytest.mark.parametrize(("mig", "found"), [(0, "NVIDIA H100 80GB HBM3"), (1, None)])
+def test_a_divided_gpu_is_not_what_its_parts_are(nvml, mig, found):
+    nvml.mig = mig
+    assert gpus.common_name() == found
+
+
+def test_a_lost_gpu_does_not_end_a_command(nvml):
+    nvml.lost = {0}
+    assert [device["uuid"] for device in gpus.described()["devices"]] == ["GPU-1"]
+    assert gpus.common_name() is None
+
+
+def test_a_gpu_whose_driver_is_too_old_is_none(monkeypatch):
+    """NVML counts it, CUDA does not."""
+    monkeypatch.setattr(gpus, "DEVICES", ("null",))  # /dev/null is there
+    monkeypatch.setattr("torch.cuda._device_count_nvml", lambda: 1)
+    assert gpus.usable() == 0
+
+
 def test_gpus_that_pytorch_cannot_use_are_told(nvml, monkeypatch):
     monkeypatch.setattr(gpus, "usable", lambda: 0)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert gpus.unusable().startswith(f"2 NVIDIA GPUs are here, but PyTorch {torch.__version__} for CUDA")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert gpus.unusable().endswith("cannot use them; CUDA_VISIBLE_DEVICES=7")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus.unusable() == ""
 
@@ -194,6 +229,29 @@ def test_utilisation_is_of_the_rate_that_an_arm_can_reach():
     assert found.loc["plain", "mfu_trial"] == pytest.approx(0.25)
     assert found.loc["harness", "mfu_step"] == pytest.approx(8e13 / 7e14)
     assert pd.Series(found["peak_device_gib"]).tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("arm", "trials", "threads", "found"),
+    [("harness", 4, 4, 1), ("harness_8", 8, 2, 8), ("harness_8", 2, 2, 2), ("harness_8", 8, 8, 2), ("plain", 4, 1, 1)],
+)
+def test_how_many_trials_share_a_gpu(arm, trials, threads, found):
+    """No more than there are, nor than the cores let run at once."""
+    assert trials_at_once(arm, [{"device": "cuda", "cores": 16, "threads": threads}] * trials) == found
+
+
+def test_a_worker_compiles_with_its_own_threads():
+    """PyTorch reads these settings once, when its compiler is imported."""
+    lines = [
+        "from harness.worker import Worker",
+        "worker = object.__new__(Worker)",
+        "worker.start = lambda *_: None",
+        "worker.setup({'threads': 3})",
+        "import torch._inductor.config as config",
+        "print(config.compile_threads, config.cpp.vec_isa_ok)",
+    ]
+    done = command("-c", "\n".join(lines), cwd=TOP, TORCHINDUCTOR_CACHE_DIR="/nowhere")
+    assert done.stdout.split() == ["3", "True"], done.stderr
 
 
 @pytest.mark.parametrize(

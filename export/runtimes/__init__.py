@@ -26,8 +26,8 @@ Predict = Callable[[np.ndarray], np.ndarray]
 class Served:
     """What `load` returns where images and logits may also stay on the device.
 
-    `on_device` takes a dense tensor that is complete, and returns logits that may be overwritten by the next call and
-    may still be computed on the current stream.
+    `on_device` takes a contiguous tensor, and returns logits that may be overwritten by the next call and may still be
+    computed on the current stream.
     """
 
     host: Predict

@@ -33,6 +33,10 @@ def served(session: onnxruntime.InferenceSession) -> Served:
 
     def on_device(images: "torch.Tensor") -> "torch.Tensor":
         logits = bind(binding, session, images)
+        if images.is_cuda:
+            import torch
+
+            torch.cuda.current_stream().synchronize()  # onnxruntime computes on a stream of its own
         session.run_with_iobinding(binding)  # returns when it is done
         return logits
 
@@ -43,6 +47,10 @@ def bind(binding: Any, session: onnxruntime.InferenceSession, images: "torch.Ten
     """Bind a session's input to the memory of these images, and its output to that of the logits returned."""
     import torch  # not where host arrays are all that is asked for
 
+    if not images.is_contiguous():
+        raise ValueError(
+            f"images with strides {images.stride()}: onnxruntime reads them densely, in the order of [N, ...]"
+        )
     (given,), (found,) = session.get_inputs(), session.get_outputs()
     logits = torch.empty((len(images), found.shape[1]), device=images.device)
     where = images.device.type, images.device.index or 0
@@ -72,6 +80,7 @@ def opened(
             how.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = onnxruntime.InferenceSession(artifact.path, how, providers=[(provider, options)])
+        session.disable_fallback()  # else a call that fails is made again with other providers, without a word
         if session.get_providers()[0] != provider:
             raise Unavailable(f"{provider} did not load; onnxruntime has {onnxruntime.get_available_providers()}")
         if provider != CPU and (others := elsewhere(session, provider, onnx.load(artifact.path))):

@@ -33,7 +33,7 @@ def load(artifact: Artifact, device: str, threads: int) -> Served:
         shape = tuple(images.shape)
         if shape not in captured:
             session = opened(artifact, threads, PROVIDER, OPTIONS, tried=False)
-            call = at_fixed_addresses(session, torch.empty_like(images, device=device))
+            call = at_fixed_addresses(session, torch.empty(shape, dtype=images.dtype, device=device))
             try:
                 call(images)
             except Exception as error:
