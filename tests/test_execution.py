@@ -226,6 +226,7 @@ def test_a_trial_follows_the_plan_it_is_given(digits, tmp_path):
 def test_process_settings_keep_results(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "1")
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "2")
     trial = Trial(**SMALL, epochs=1)
     before = train(Job(trial, digits))
     execution.prepare_process(torch.get_num_threads())

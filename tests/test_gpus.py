@@ -242,7 +242,9 @@ def test_how_many_trials_share_a_gpu(arm, trials, threads, found):
 
 def test_a_worker_compiles_with_its_own_threads():
     """PyTorch reads these settings once, when its compiler is imported."""
+    settings = "TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_VEC_ISA_OK"
     lines = [
+        f"import os; [os.environ.pop(name, None) for name in {settings}]",
         "from harness.worker import Worker",
         "worker = object.__new__(Worker)",
         "worker.start = lambda *_: None",
