@@ -623,7 +623,7 @@ import torch
 from harness import execution
 from harness.config import Data, Trial
 from harness.trial import Job, train
-execution.prepare_process()
+execution.prepare_process(1)
 torch.set_num_threads(1)
 options = {"widths": [8], "hidden": [8]}
 trial = Trial(architecture="baseline", options=options, epochs=1, batch_size=16, compile="default")
