@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import Field
 
-from harness import cli, plugins
-from harness.config import Strict, Trial
-from harness.errors import BadInput
+from harness.config import BadInput, Strict, Trial, command_line, plugins
+from harness.config.keys import keys
+from harness.training.network import build_network, network_options
 
 
 class Architectures(Strict):
@@ -21,25 +21,25 @@ class Architectures(Strict):
     options: dict[str, Any] = Field(default_factory=dict, description="any other key: an option of the network")
 
 
-def main(config: Architectures) -> int:
+def show_networks(config: Architectures) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from architectures._summary import summarize
+    from harness.training.network import summarize_network
 
     console = Console(highlight=False)
     if config.name is None:
         table = Table("network", "parameters", "multiply-adds", "what it is", box=None)
         for name in plugins.names("architectures"):
-            network = plugins.build_network(Trial(architecture=name), config.num_classes, config.input_size)
-            summary = summarize(network, config.input_size)
+            network = build_network(Trial(architecture=name), config.num_classes, config.input_size)
+            summary = summarize_network(network, config.input_size)
             doc = (plugins.load("architectures", name, "__doc__") or "").strip().split("\n\n")[0]
             table.add_row(name, f"{summary.parameters:,}", f"{summary.macs:,}", " ".join(doc.split()))
         console.print(table)
         return 0
     trial = Trial(architecture=config.name, options=config.options)
-    network = plugins.build_network(trial, config.num_classes, config.input_size)
-    summary = summarize(network, config.input_size)
+    network = build_network(trial, config.num_classes, config.input_size)
+    summary = summarize_network(network, config.input_size)
     table = Table("layer", "kind", "output", "parameters", "multiply-adds", box=None)
     for layer in summary.layers:
         shape = " x ".join(str(n) for n in layer.output_shape[1:])
@@ -48,14 +48,14 @@ def main(config: Architectures) -> int:
     trained = summary.trainable_parameters
     frozen = f" ({trained:,} of them trained)" if trained != summary.parameters else ""
     console.print(f"{summary.parameters:,} parameters{frozen}, {summary.macs:,} multiply-adds an image")
-    known = ", ".join(f"{n}={p.default}" for n, p in plugins.network_options(config.name).items())
+    known = ", ".join(f"{n}={p.default}" for n, p in network_options(config.name).items())
     console.print(f"options: {known}", soft_wrap=True)
     return 0
 
 
 def arguments(words: list[str]) -> list[str]:
     """`final kernel_size=5` as `name=final options.kernel_size=5`."""
-    own = {key.name for key in cli.keys(Architectures)} - {"options"}
+    own = {key.name for key in keys(Architectures)} - {"options"}
     if words and "=" not in words[0] and not words[0].startswith("-"):
         words = [f"name={words[0]}", *words[1:]]
     for word in words:
@@ -67,5 +67,9 @@ def arguments(words: list[str]) -> list[str]:
     ]
 
 
+def main() -> int:
+    return command_line.run_command(Architectures, show_networks, __doc__ or "", prepare=arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(Architectures, main, __doc__ or "", prepare=arguments))
+    sys.exit(main())

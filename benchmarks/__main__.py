@@ -6,14 +6,13 @@ Nothing else should run on the machine meanwhile.
 
 import sys
 
-from harness import cli
-from harness.config import BenchmarkConfig
+from harness.config import BenchmarkConfig, command_line
 
 
-def main(config: BenchmarkConfig) -> int:
-    from benchmarks.inference import benchmark_exported
-    from harness.progress import Progress
-    from harness.results import RunDirectory
+def benchmark_run(config: BenchmarkConfig) -> int:
+    from benchmarks.inference.runner import benchmark_exported
+    from harness.run.directory import RunDirectory
+    from harness.run.progress import Progress
 
     run = RunDirectory.existing(config.run)
     progress = Progress(run.path / "run.log")
@@ -23,5 +22,9 @@ def main(config: BenchmarkConfig) -> int:
     return 0
 
 
+def main() -> int:
+    return command_line.run_command(BenchmarkConfig, benchmark_run, __doc__ or "")
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(BenchmarkConfig, main, __doc__ or ""))
+    sys.exit(main())

@@ -43,9 +43,9 @@ machine() {
   command -v nvidia-smi >/dev/null && nvidia-smi
   "$python" - <<'PY'
 import json
-from harness import gpus, results
+from harness.run import gpus, system
 
-print(json.dumps(results.environment(), indent=2))
+print(json.dumps(system.environment(), indent=2))
 print(gpus.unusable() or f"PyTorch uses {gpus.usable()} GPUs")
 import onnxruntime, torch
 print("onnxruntime", onnxruntime.__version__, onnxruntime.get_available_providers())

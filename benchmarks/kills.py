@@ -9,31 +9,31 @@ driver and worker SIGTERM, after which a driver has to end in 15 s with exit cod
 """
 
 import contextlib
-import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 from pydantic import Field
 
-from harness import cli, results
-from harness.config import Strict
-from harness.results import HISTORY, TRIAL, RunDirectory
-
-SWEEP = (
-    *("space=quick", "stages=[search]", "search.samples=4", "trial.epochs=16", "trial.options.widths=[[4,8],[8,8]]"),
-    *("trial.validations_per_epoch=4", "trial.checkpoint_seconds=0", "trial.compile=off", "resources.cpus_per_trial=1"),
+from benchmarks.sweeps import (
+    KillableCluster,
+    Reference,
+    Sweep,
+    command_of,
+    lives,
+    outcome,
+    training_workers,
 )
-MARK = "HARNESS_KILLS"  # in the environment of all processes of a sweep
+from harness.config import Strict, command_line
+from harness.run.storage import Json
+from harness.run.tables import write_measured
+
 ORPHANS_SECONDS, TERMINATED_SECONDS = 30.0, 15.0
 COLUMNS = (
     *("victim", "signal", "seed", "moment_seconds", "running", "finished", "lost_epochs", "continued", "exit_code"),
@@ -51,15 +51,15 @@ class Kills(Strict):
 
 
 def main(config: Kills) -> int:
-    from harness.progress import Progress
+    from harness.run.progress import Progress
 
     progress = Progress()
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     with tempfile.TemporaryDirectory(prefix="kills-") as temporary, contextlib.ExitStack() as stack:
         top = Path(temporary)
         progress.line("the sweep that is left alone")
         reference = Reference.of(top / "alone")
-        cluster = stack.enter_context(Cluster.of_three()) if "node" in config.victims else None
+        cluster = stack.enter_context(KillableCluster.of_three()) if "node" in config.victims else None
         for seed in config.seeds or range(config.kills):
             for victim in config.victims:
                 for latest in (0.9, 0.45, 0.2):  # of the uninterrupted sweep; this one may have ended earlier
@@ -68,7 +68,7 @@ def main(config: Kills) -> int:
                     if row["running"]:
                         break
                 rows.append(row)
-                results.write_measured(config.out, COLUMNS, rows)
+                write_measured(config.out, COLUMNS, rows)
                 progress.line(" ".join(f"{name}={row[name]}" for name in COLUMNS if row[name] != ""))
                 if not row["problems"]:
                     shutil.rmtree(folder)
@@ -77,232 +77,119 @@ def main(config: Kills) -> int:
     return 1 if wrong else 0
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What a sweep comes to, whatever happens to it."""
-
-    outcome: dict[str, Any]
-    seconds: float  # from its first trial's start to its end
-
-    @classmethod
-    def of(cls, folder: Path) -> "Reference":
-        sweep = Sweep(folder)
-        sweep.start()
-        sweep.until_running()
-        started = time.monotonic()
-        code, said = sweep.wait()
-        if code:
-            raise RuntimeError(f"the sweep that is left alone fails: {said}")
-        return cls(outcome(sweep.run), time.monotonic() - started)
-
-
-def outcome(run: RunDirectory) -> dict[str, Any]:
-    """Of each trial what must not depend on interruptions."""
-    found = {}
-    for record in run.trials():
-        history = (run.trial_folder(record["id"]) / HISTORY).read_text().splitlines()
-        curve = [line.rsplit(",", 1)[0] for line in history]  # the last column is the time
-        found[record["id"]] = (record["status"], record["metrics"], record.get("weights_sha256"), curve)
-    return found
-
-
-class Sweep:
-    """One run directory, and the command that fills it."""
-
-    def __init__(self, folder: Path, *more: str):
-        folder.mkdir(parents=True)
-        self.run = RunDirectory(folder / "run")
-        self.mark = f"{os.getpid()}-{folder.name}"
-        given = {argument.split("=")[0] for argument in more}
-        own = [argument for argument in SWEEP if argument.split("=")[0] not in given]
-        self.arguments = [sys.executable, "-m", "harness.tune", *own, f"run={self.run.path}", *more]
-        self.said = folder / "said.txt"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.said.open("ab") as said:
-            self.process = subprocess.Popen(
-                self.arguments, stdout=said, stderr=said, env={**os.environ, MARK: self.mark}, start_new_session=True
-            )
-
-    def wait(self, seconds: float = 300.0) -> tuple[int, str]:
-        """(exit code, last line)"""
-        assert self.process is not None
-        code = self.process.wait(seconds)
-        return code, self.said.read_text().strip().splitlines()[-1]
-
-    def until_running(self) -> None:
-        assert self.process is not None
-        while not self.running():
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the sweep ended before a trial began: {self.said.read_text()}")
-            time.sleep(0.02)
-
-    def running(self) -> list[str]:
-        """Trials that have validated and not ended."""
-        folders = {path.parent for path in self.run.path.glob(f"trials/*/{HISTORY}")}
-        return sorted(f.name for f in folders if not (f / TRIAL).exists())
-
-    def finished(self) -> dict[str, bytes]:
-        return {path.parent.name: path.read_bytes() for path in self.run.path.glob(f"trials/*/{TRIAL}")}
-
-    def epoch(self, trial: str) -> float:
-        """Of the trial's last validation."""
-        with contextlib.suppress(OSError):
-            last = (self.run.trial_folder(trial) / HISTORY).read_text().splitlines()[-1]
-            if last[0].isdigit():
-                return float(last.split(",")[0])
-        return 0.0
-
-    def processes(self) -> set[psutil.Process]:
-        """All that the command started and that lives: with its mark, whoever their parent is now, or below it.
-
-        Ray's workers overwrite their environment by their title, and with it the mark.
-        """
-        assert self.process is not None
-        found = set()
-        with contextlib.suppress(psutil.Error):
-            found.update(psutil.Process(self.process.pid).children(recursive=True))
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == self.mark:
-                    found.add(process)
-        return {process for process in found if lives(process)}
-
-
-def lives(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def command_of(process: psutil.Process) -> list[str]:
-    with contextlib.suppress(psutil.Error):
-        return process.cmdline()
-    return ["ended meanwhile"]
-
-
-def training(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """Workers that are in a step of a trial, which Ray puts into their titles."""
-    found = []
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            title = " ".join(process.cmdline()).strip()
-            if title.startswith("ray::") and title.endswith(".train"):
-                found.append(process)
-    return found
-
-
-class Cluster:
-    """A head and two nodes of one CPU each on this machine; all trials run on those."""
-
-    def __init__(self, cluster: Any):
-        self.cluster = cluster
-        self.nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-
-    @classmethod
-    @contextlib.contextmanager
-    def of_three(cls) -> "Iterator[Cluster]":
-        from ray.cluster_utils import Cluster as Nodes
-
-        nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        try:
-            yield cls(nodes)
-        finally:
-            nodes.shutdown()
-
-    def training(self) -> list[Any]:
-        """Nodes with a worker in a step of a trial."""
-        return [n for n in self.nodes if training(psutil.Process(self.raylet(n)).children(recursive=True))]
-
-    @staticmethod
-    def raylet(node: Any) -> int:
-        return node.all_processes["raylet"][0].process.pid
-
-    def kill(self, node: Any) -> None:
-        """All of its processes at once, as when a machine goes away."""
-        raylet = psutil.Process(self.raylet(node))
-        for process in [raylet, *raylet.children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        self.nodes.remove(node)
-        self.cluster.remove_node(node, allow_graceful=False)
-
-    def mend(self) -> None:
-        while len(self.nodes) < 2:
-            self.nodes.append(self.cluster.add_node(num_cpus=1))
-        self.cluster.wait_for_nodes()
-
-
 def kill(
-    victim: Victim, name: str, seed: int, latest: float, reference: Reference, folder: Path, cluster: Cluster | None
-) -> dict[str, Any]:
-    """One kill and what came of it; a row of the table. `latest`: moment, as a share of the reference's time."""
-    draw = random.Random(f"{victim} {seed}")
-    more: Sequence[str] = ()
-    if victim == "node":
-        assert cluster is not None
-        cluster.mend()
-        more = [f"resources.address={cluster.cluster.address}"]
-    if name == "TERM" and victim == "worker":
-        more = ["resources.retries=0"]  # who is told to go spends none
-    sweep = Sweep(folder, *more)
-    sweep.start()
-    sweep.until_running()
-    started, moment = time.monotonic(), draw.uniform(0, latest) * reference.seconds
-    time.sleep(moment)
-    assert sweep.process is not None
-    targets: list[Any] = []
-    while sweep.process.poll() is None and not (sweep.running() and targets):  # a kill is to interrupt work
-        targets = cluster.training() if victim == "node" and cluster else training(sweep.processes())
-        time.sleep(0.01)
-    finished, running = sweep.finished(), sweep.running()
-    epochs = {trial: sweep.epoch(trial) for trial in running}
-    row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
-    row |= {"victim": victim, "signal": name, "seed": seed, "moment_seconds": round(time.monotonic() - started, 2)}
-    row |= {"running": len(running)}
-    problems = [] if running and targets else ["nothing was running"]
-    if victim == "driver":
-        killed, left = time.monotonic(), sweep.processes()
-        sweep.process.send_signal(signal.Signals[f"SIG{name}"])
-        code = sweep.process.wait()
-        if name == "TERM" and (code != 143 or time.monotonic() - killed > TERMINATED_SECONDS):
-            problems.append(f"exit code {code} after {time.monotonic() - killed:.1f} s")
+    victim: Victim,
+    name: str,
+    seed: int,
+    latest: float,
+    reference: Reference,
+    folder: Path,
+    cluster: KillableCluster | None,
+) -> Json:
+    """One kill and its outcome; a row of the table. `latest`: moment, as a share of the reference's time."""
+    return Kill(victim, name, seed, latest, reference, folder, cluster).row()
+
+
+class Kill:
+    """A sweep that runs until a random moment, and the process that is killed then."""
+
+    def __init__(
+        self,
+        victim: Victim,
+        name: str,
+        seed: int,
+        latest: float,
+        reference: Reference,
+        folder: Path,
+        cluster: KillableCluster | None,
+    ):
+        self.victim, self.signal, self.reference, self.cluster = victim, name, reference, cluster
+        self.draw = random.Random(f"{victim} {seed}")
+        more: Sequence[str] = ()
+        if victim == "node":
+            assert cluster is not None
+            cluster.mend()
+            more = [f"resources.address={cluster.cluster.address}"]
+        if name == "TERM" and victim == "worker":
+            more = ["resources.retries=0"]  # a preempted trial consumes none
+        self.sweep = Sweep(folder, *more)
+        self.problems: list[str] = []
+        self.columns: Json = dict.fromkeys(COLUMNS, "")
+        self.columns |= {"victim": victim, "signal": name, "seed": seed}
+        self.moment = self.draw.uniform(0, latest) * reference.seconds
+
+    def row(self) -> Json:
+        targets = self.targets_at_the_moment()
+        finished, running = self.sweep.finished(), self.sweep.running()
+        epochs = {trial: self.sweep.epoch(trial) for trial in running}
+        self.columns["running"] = len(running)
+        self.problems += [] if running and targets else ["nothing was running"]
+        if self.victim == "driver":
+            self.kill_driver()
+            finished = self.sweep.finished()  # a trial at its last step may have ended before the kill
+            self.sweep.start()
+        elif targets and self.victim == "worker":
+            self.draw.choice(targets).send_signal(signal.Signals[f"SIG{self.signal}"])
+        elif targets and self.cluster:
+            self.cluster.kill(self.draw.choice(targets))
+        code, said = self.sweep.wait()
+        self.columns["exit_code"] = code
+        self.problems += [f"exit code {code}: {said}"] if code else []
+        if self.victim != "driver" and "continues from its last checkpoint" not in self.sweep.said.read_text():
+            self.problems.append("no trial was placed again")
+        self.compare(finished, epochs)
+        return self.columns | {"problems": "; ".join(self.problems)}
+
+    def targets_at_the_moment(self) -> list[Any]:
+        """Start the sweep and wait for the moment; what may be killed then."""
+        self.sweep.start()
+        self.sweep.until_running()
+        started = time.monotonic()
+        time.sleep(self.moment)
+        assert self.sweep.process is not None
+        targets: list[Any] = []
+        while self.sweep.process.poll() is None and not (self.sweep.running() and targets):  # it must interrupt work
+            of_node = self.victim == "node" and self.cluster
+            targets = self.cluster.training() if of_node and self.cluster else training_workers(self.sweep.processes())
+            time.sleep(0.01)
+        self.columns["moment_seconds"] = round(time.monotonic() - started, 2)
+        return targets
+
+    def kill_driver(self) -> None:
+        """And wait until nothing of its sweep is left."""
+        assert self.sweep.process is not None
+        killed, left = time.monotonic(), self.sweep.processes()
+        self.sweep.process.send_signal(signal.Signals[f"SIG{self.signal}"])
+        code = self.sweep.process.wait()
+        took = time.monotonic() - killed
+        if self.signal == "TERM" and (code != 143 or took > TERMINATED_SECONDS):
+            self.problems.append(f"exit code {code} after {took:.1f} s")
         killed = time.monotonic()
         while (
-            left := {p for p in left | sweep.processes() if lives(p)}
+            left := {p for p in left | self.sweep.processes() if lives(p)}
         ) and time.monotonic() - killed < ORPHANS_SECONDS:
             time.sleep(0.2)
-        row["orphans_after_seconds"] = round(time.monotonic() - killed, 1)
-        problems += [f"process {p.pid} is left: {' '.join(command_of(p))[:100]}" for p in left]
-        finished = sweep.finished()  # a trial at its last step may have ended before it was told to
-        sweep.start()
-    elif targets and victim == "worker":
-        draw.choice(targets).send_signal(signal.Signals[f"SIG{name}"])
-    elif targets and cluster:
-        cluster.kill(draw.choice(targets))
-    code, said = sweep.wait()
-    row["exit_code"] = code
-    problems += [f"exit code {code}: {said}"] if code else []
-    if victim != "driver" and "goes on from its last checkpoint" not in sweep.said.read_text():
-        problems.append("no trial was placed again")
-    row["finished"] = len(finished)
-    found = {record["id"]: record for record in sweep.run.trials()}
-    lost = []
-    for trial in running:
-        again = found.get(trial, {}).get("continued", [])
-        if again or (victim == "driver" and trial not in finished):
-            lost.append(max(0.0, epochs[trial] - (again[-1]["epoch"] if again else 0.0)))
-    row["continued"] = sum("continued" in record for record in found.values())
-    row["lost_epochs"] = max(lost, default="")
-    problems += [f"{max(lost):g} epochs lost"] if lost and max(lost) > 1 else []
-    row["equal"] = outcome(sweep.run) == reference.outcome
-    problems += [] if row["equal"] else ["another outcome"]
-    row["ran_again"] = sum(sweep.finished().get(trial) != before for trial, before in finished.items())
-    problems += ["a finished trial ran again"] if row["ran_again"] else []
-    row["problems"] = "; ".join(problems)
-    return row
+        self.columns["orphans_after_seconds"] = round(time.monotonic() - killed, 1)
+        self.problems += [f"process {p.pid} is left: {' '.join(command_of(p))[:100]}" for p in left]
+
+    def compare(self, finished: dict[str, bytes], epochs: dict[str, float]) -> None:
+        """With the reference; `finished` before the kill, and `epochs` of the trials that were running."""
+        found = {record.id: record for record in self.sweep.run.trials()}
+        lost = []
+        for trial, epoch in epochs.items():
+            again = found[trial].continued if trial in found else []
+            if again or (self.victim == "driver" and trial not in finished):
+                lost.append(max(0.0, epoch - (again[-1].epoch if again else 0.0)))
+        self.columns["finished"] = len(finished)
+        self.columns["continued"] = sum(bool(record.continued) for record in found.values())
+        self.columns["lost_epochs"] = max(lost, default="")
+        self.problems += [f"{max(lost):g} epochs lost"] if lost and max(lost) > 1 else []
+        self.columns["equal"] = outcome(self.sweep.run) == self.reference.outcome
+        self.problems += [] if self.columns["equal"] else ["another outcome"]
+        ran_again = sum(self.sweep.finished().get(trial) != before for trial, before in finished.items())
+        self.columns["ran_again"] = ran_again
+        self.problems += ["a finished trial ran again"] if ran_again else []
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(Kills, main, __doc__ or ""))
+    sys.exit(command_line.run_command(Kills, main, __doc__ or ""))

@@ -9,12 +9,11 @@ interval. What was measured so far is kept after each sitting.
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
-from harness import cli
-from harness.config import StageConfig
+from harness.config import StageConfig, command_line
+from harness.run.storage import Json
 
 PLANTED = """
 import time
@@ -49,42 +48,41 @@ def main(config: Noise) -> int:
     import numpy as np
     import torch
 
-    from benchmarks import verdict
-    from benchmarks.sitting import AGAIN, Arm, Sitting
+    from benchmarks.inference import verdict
+    from benchmarks.inference.sitting import AGAIN, Arm, Sitting
     from export import Artifact
     from export.check import Check
-    from harness import checkpoint, datasets, results
-    from harness.batches import Normalizer
-    from harness.config import Benchmark, Data, Normalization
-    from harness.progress import Progress
+    from harness.config import Benchmark, Normalization
+    from harness.data.batches import Normalizer
+    from harness.data.dataset import load_dataset
+    from harness.run import storage, system
+    from harness.run.directory import RunDirectory
+    from harness.run.manifest import Manifest
+    from harness.run.progress import Progress
 
-    run = results.RunDirectory.existing(config.run)
+    run = RunDirectory.existing(config.run)
     (file,) = list(run.path.glob("exported/*/manifest.json"))[:1]
-    manifest = checkpoint.read_json(file)
+    manifest = Manifest.read(file)
     artifact = Artifact(file.parent, manifest, config.file)
-    recorded = run.configuration()
-    assert recorded is not None
-    data = datasets.load(Data.model_validate(recorded["config"]["data"]))
-    threads = config.threads or results.environment()["cores"]
+    data = load_dataset(run.recorded().data_config)
+    threads = config.threads or system.environment().cores
     settings = Benchmark(
         batch_sizes=[config.batch_size],
         replicates=config.replicates,
         rounds=config.rounds,
         round_seconds=config.round_seconds,
     )
-    progress, ratios = Progress(), list[dict[str, Any]]()
+    progress, ratios = Progress(), list[Json]()
     with tempfile.TemporaryDirectory() as folder, progress.live():
-        normalize = Normalizer(
-            Normalization.model_validate(manifest["normalization"]), torch.device("cpu"), "contiguous"
-        )
+        normalize = Normalizer(Normalization.model_validate(manifest.normalization), torch.device("cpu"), "contiguous")
         images = Path(folder) / "images.npy"
         np.save(images, normalize(torch.from_numpy(data.test.images[data.test.rows])).numpy())
         (Path(folder) / "slowed.py").write_text(PLANTED.format(share=config.planted))
         arms = []
         for runtime in ("onnxruntime", str(Path(folder) / "slowed.py")):
             check = Check(artifact, runtime, "cpu")
-            arms.append(Arm(check.name, check, "float32", accuracy=artifact.entry["parity"]))
-        checkpoint.write_atomically(arms[1].check.answers, arms[0].check.answers.read_bytes())
+            arms.append(Arm(check.name, check, "float32", accuracy=artifact.entry.parity))
+        storage.write_atomically(arms[1].check.answers, arms[0].check.answers.read_bytes())
         largest = float(np.abs(np.load(arms[0].check.answers)).max())
         for number in range(config.sittings):
             sitting = Sitting(arms, images, largest, settings, threads, Path(folder) / "log")
@@ -93,17 +91,17 @@ def main(config: Noise) -> int:
                 more, costs, _ = sitting.replicate(number * config.replicates + replicate, progress)
                 rows += more
                 cold += costs
-            table = verdict.summarize(rows, cold, arms, arms[0].name, AGAIN).set_index("backend")
+            table = verdict.summarize_rounds(rows, cold, arms, arms[0].name, AGAIN).set_index("backend")
             for kind, name in (("equal", AGAIN), ("slower", arms[1].name)):
                 row = table.loc[name]
                 ratios.append({"sitting": number, "kind": kind, **{k: row[k].item() for k in RATIO}})
-            found = summarize(ratios)
-            checkpoint.write_json(
+            found = detection_rates(ratios)
+            storage.write_json(
                 config.out,
                 {"settings": config.model_dump(mode="json", exclude={"run", "out"}), "threads": threads}
-                | {"environment": results.environment(), **found, "ratios": ratios},
+                | {"environment": system.environment().to_json(), **found, "ratios": ratios},
             )
-            progress.line(f"sitting {number + 1} of {config.sittings}: {describe(found)}")
+            progress.line(f"sitting {number + 1} of {config.sittings}: {describe_rates(found)}")
         arms[1].check.answers.unlink()
     return 0
 
@@ -111,7 +109,7 @@ def main(config: Noise) -> int:
 RATIO = ("ratio", "ratio_low", "ratio_high")
 
 
-def summarize(ratios: list[dict[str, Any]]) -> dict[str, Any]:
+def detection_rates(ratios: list[Json]) -> Json:
     """Shares of sittings with exact binomial intervals."""
     from scipy.stats import binomtest
 
@@ -127,7 +125,7 @@ def summarize(ratios: list[dict[str, Any]]) -> dict[str, Any]:
     return told
 
 
-def describe(found: dict[str, Any]) -> str:
+def describe_rates(found: Json) -> str:
     """The shares in words."""
     said = {"false_alarms": "of equals called different", "seen": "of slower ones seen"}
     return ", ".join(
@@ -137,4 +135,4 @@ def describe(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(Noise, main, __doc__ or ""))
+    sys.exit(command_line.run_command(Noise, main, __doc__ or ""))

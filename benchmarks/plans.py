@@ -14,12 +14,13 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from harness import cli, plugins, results
-from harness.config import Strict, Trial
+from harness.config import Strict, Trial, command_line, plugins
+from harness.run.storage import Json
+from harness.run.tables import write_measured
 
 COLUMNS = (
     *("architecture", "device", "precision", "threads", "plan", "images_per_second", "rounds", "chosen"),
@@ -38,14 +39,15 @@ class Plans(Strict):
     out: Path = Field(Path("plans.csv"), description="table to write")
 
 
-def measure(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
+def measure(name: str, config: Json) -> list[Json]:
     """Rows of one architecture."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ |= {"HARNESS_CACHE": cache, "TORCHINDUCTOR_CACHE_DIR": f"{cache}/compiled"}
         import torch
 
-        from harness import execution, fastest, stats
-        from harness.batches import pick_device
+        from harness.data.batches import pick_device
+        from harness.stats.intervals import ratio_interval
+        from harness.training import autotuner, execution
 
         settings = Plans.model_validate(config)
         device = pick_device("auto")
@@ -53,57 +55,54 @@ def measure(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
         execution.prepare_process(settings.threads)
         trial = Trial(architecture=name, precision=settings.precision)
         started = time.perf_counter()
-        choice = fastest.choose(trial, 10, 32, device, settings.images)
+        choice = autotuner.choose_plan(trial, 10, 32, device, settings.images)
         seconds = time.perf_counter() - started
         present = {}
-        for plan in fastest.candidates(trial, device):
+        for plan in autotuner.candidate_plans(trial, device):
             try:
-                one = fastest.Candidate(plan, trial, 10, 32, device)
+                one = autotuner.TimedPlan(plan, trial, 10, 32, device)
                 one.gradients()
             except Exception as error:
-                choice["left_out"][plan.name] = str(error).splitlines()[0]
+                choice.left_out[plan.name] = str(error).splitlines()[0]
                 continue
             present[plan.name] = one
         for _ in range(settings.rounds):
             for one in present.values():
                 one.time_round()
-        chosen = f"{choice['compile']} {choice['memory_format']}"
+        chosen = f"{choice.compile} {choice.memory_format}"
         best = min(present.values(), key=lambda one: one.seconds())
-        rows = []
-        for plan_name, one in present.items():
-            ratio = stats.ratio_interval(best.rounds, one.rounds)
-            rows.append(
-                {
-                    "architecture": name,
-                    "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-                    "precision": choice["precision"],
-                    "threads": settings.threads,
-                    "plan": plan_name,
-                    "images_per_second": trial.batch_size / one.seconds(),
-                    "rounds": len(one.rounds),
-                    "chosen": plan_name == chosen,
-                    "of_the_best": ratio.mean,
-                    "planned_seconds": settings.images * present[chosen].seconds() / trial.batch_size,
-                    "choosing_seconds": seconds,
-                    "first_seconds": choice["first_seconds"].get(plan_name, ""),
-                    "left_out": choice["left_out"].get(plan_name, ""),
-                }
-            )
-        return rows
+        return [
+            {
+                "architecture": name,
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+                "precision": choice.precision,
+                "threads": settings.threads,
+                "plan": plan_name,
+                "images_per_second": trial.batch_size / one.seconds(),
+                "rounds": len(one.rounds),
+                "chosen": plan_name == chosen,
+                "of_the_best": ratio_interval(best.rounds, one.rounds).mean,
+                "planned_seconds": settings.images * present[chosen].seconds() / trial.batch_size,
+                "choosing_seconds": seconds,
+                "first_seconds": choice.first_seconds.get(plan_name, ""),
+                "left_out": choice.left_out.get(plan_name, ""),
+            }
+            for plan_name, one in present.items()
+        ]
 
 
 def main(config: Plans) -> int:
-    from harness.progress import Progress
+    from harness.run.progress import Progress
 
     progress = Progress()
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     with progress.live():
         for name in config.architectures:
             progress.status(f"measuring {name}")
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 own = process.submit(measure, name, config.model_dump(mode="json")).result()
             rows += own
-            results.write_measured(config.out, COLUMNS, rows)
+            write_measured(config.out, COLUMNS, rows)
             chosen = next(row for row in own if row["chosen"])
             speeds = ", ".join(f"{row['plan']} {row['images_per_second']:,.0f}" for row in own)
             cost = (
@@ -117,4 +116,4 @@ def main(config: Plans) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(Plans, main, __doc__ or ""))
+    sys.exit(command_line.run_command(Plans, main, __doc__ or ""))

@@ -14,18 +14,17 @@ import random
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
-from harness import cli
-from harness.config import Data, Strict, Trial, plugin
+from harness.config import Data, Strict, Trial, command_line, plugin_field
+from harness.run.storage import Json
 
 COLUMNS = ("pair", "checkpoints", "seconds", "files_seconds", "saved")
 
 
 class Saving(Strict):
-    architecture: str = plugin("architectures", "final")
+    architecture: str = plugin_field("architectures", "final")
     epochs: int = Field(10, ge=2, description="of each trial")
     precision: str = Field("float32", description="as trial.precision")
     compile: str = Field("kernels", description="as trial.compile")
@@ -35,12 +34,15 @@ class Saving(Strict):
 
 
 def main(config: Saving) -> int:
-    from harness import checkpoint, results, stats
-    from harness.progress import Progress
-    from harness.trial import Job, train, training
+    from harness.run import checkpoints
+    from harness.run.progress import Progress
+    from harness.run.tables import write_measured
+    from harness.stats.intervals import ratio_interval
+    from harness.training.job import TrainingJob
+    from harness.training.loop import train_job, training_loop
 
     progress, order = Progress(), random.Random(0)
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     base = {"architecture": config.architecture, "epochs": config.epochs, "optimizer": {"name": "adam", "lr": 5e-4}}
     base |= {"precision": config.precision, "compile": config.compile}
     twice = 2 * Trial.model_fields["checkpoint_seconds"].default  # of a pair each waits half of the time
@@ -49,26 +51,28 @@ def main(config: Saving) -> int:
         for name, seconds in {"default": twice, "none": None}.items()
     }
     with tempfile.TemporaryDirectory() as top:
-        train(Job(arms["none"].model_copy(update={"epochs": 1}), config.data))  # warms up
+        train_job(TrainingJob(arms["none"].model_copy(update={"epochs": 1}), config.data))  # warms up
         for pair in range(config.pairs):
             folders = {name: Path(top) / f"{pair}-{name}" for name in arms}
             saved: dict[str, set[Path]] = {name: set() for name in arms}
-            loops = {name: training(Job(arm, config.data, folder=folders[name])) for name, arm in arms.items()}
+            loops = {
+                name: training_loop(TrainingJob(arm, config.data, folder=folders[name])) for name, arm in arms.items()
+            }
             while loops:
                 for name in order.sample(sorted(loops), len(loops)):
                     try:
                         next(loops[name])
-                        saved[name].update(checkpoint.generations(folders[name]))
+                        saved[name].update(checkpoints.checkpoint_files(folders[name]))
                     except StopIteration as end:
                         del loops[name]
-                        timing = end.value["timing"]
-                        seconds = timing["wall_seconds"] - timing["ledger"]["idle"]
+                        timing = end.value.timing
+                        seconds = timing.wall_seconds - timing.ledger["idle"]
                         row = {"pair": pair, "checkpoints": name, "seconds": seconds, "saved": len(saved[name])}
-                        rows.append(row | {"files_seconds": timing["ledger"]["checkpoint"]})
+                        rows.append(row | {"files_seconds": timing.ledger["checkpoint"]})
                         progress.line(f"pair {pair + 1} of {config.pairs}, {name}: {seconds:.1f} s")
-            results.write_measured(config.out, COLUMNS, rows)
+            write_measured(config.out, COLUMNS, rows)
     taken = {name: [r["seconds"] for r in rows if r["checkpoints"] == name] for name in arms}
-    ratio = stats.ratio_interval(taken["default"], taken["none"])
+    ratio = ratio_interval(taken["default"], taken["none"])
     own_rows = [r for r in rows if r["checkpoints"] == "default"]
     files = sum(r["files_seconds"] for r in own_rows) / sum(taken["default"])
     progress.line(
@@ -79,4 +83,4 @@ def main(config: Saving) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(Saving, main, __doc__ or ""))
+    sys.exit(command_line.run_command(Saving, main, __doc__ or ""))

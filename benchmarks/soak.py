@@ -20,9 +20,11 @@ from typing import Any
 import psutil
 from pydantic import Field
 
-from benchmarks.kills import Sweep, outcome, training
-from harness import checkpoint, cli, results
-from harness.config import Strict
+from benchmarks.sweeps import Sweep, outcome, training_workers
+from harness.config import Strict, command_line
+from harness.run import storage, system
+from harness.run.storage import Json
+from harness.run.tables import csv_text
 
 ONE = ("resources.concurrency=1", "resources.retries=3")
 COLUMNS = ("seconds", "finished", "open_files", "processes", "memory_mib", "checkpoint_mib", "scratch_mib")
@@ -37,10 +39,10 @@ class Soak(Strict):
 
 
 def main(config: Soak) -> int:
-    from harness.progress import Progress
+    from harness.run.progress import Progress
 
     progress, draw = Progress(), random.Random(config.seed)
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     with tempfile.TemporaryDirectory(prefix="soak-") as temporary:
         killed, alone = (
             Sweep(Path(temporary) / name, *ONE, f"search.samples={config.samples}") for name in ("killed", "alone")
@@ -52,10 +54,10 @@ def main(config: Soak) -> int:
         while (passed := time.monotonic() - started) < 60 * config.minutes:
             time.sleep(min(config.every_seconds * draw.uniform(0.9, 1.1), 60 * config.minutes - passed + 0.1))
             rows.append({"seconds": round(time.monotonic() - started, 1), **held(killed)})
-            while not (targets := training(killed.processes())):
+            while not (targets := training_workers(killed.processes())):
                 time.sleep(0.01)
             draw.choice(targets).kill()
-            checkpoint.write_atomically(config.out / "kills.csv", results.csv_text(COLUMNS, rows))
+            storage.write_atomically(config.out / "kills.csv", csv_text(COLUMNS, rows))
             progress.line(" ".join(f"{name}={value}" for name, value in rows[-1].items()))
         said = killed.said.read_text()
         for sweep in (killed, alone):
@@ -75,18 +77,18 @@ def main(config: Soak) -> int:
         summary = {
             "settings": config.model_dump(mode="json", exclude={"out"}),
             "kills": len(rows),
-            "placed_again": said.count("goes on from its last checkpoint"),
+            "placed_again": said.count("continues from its last checkpoint"),
             "trials": len(outcomes[0]),
             "equal": outcomes[0] == outcomes[1],
-            **compare(rows),
-            "environment": results.environment(),
+            **compare_thirds(rows),
+            "environment": system.environment().to_json(),
         }
-    checkpoint.write_json(config.out / "summary.json", summary)
+    storage.write_json(config.out / "summary.json", summary)
     progress.line(", ".join(f"{name} {summary[name]}" for name in ("kills", "placed_again", "trials", "equal")))
     return 0 if summary["equal"] and summary["trials"] == begun else 1
 
 
-def held(sweep: Sweep) -> dict[str, Any]:
+def held(sweep: Sweep) -> Json:
     """What the driver of a sweep holds now."""
     assert sweep.process is not None
     driver = psutil.Process(sweep.process.pid)
@@ -114,7 +116,7 @@ def sizes(files: Any) -> float:
     return total / 2**20
 
 
-def compare(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def compare_thirds(rows: list[Json]) -> Json:
     """Of each figure the median over the first and over the last third of the kills."""
     from statistics import median
 
@@ -126,4 +128,4 @@ def compare(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(Soak, main, __doc__ or ""))
+    sys.exit(command_line.run_command(Soak, main, __doc__ or ""))

@@ -16,14 +16,17 @@ import pytest
 import torch
 
 from benchmarks import timing
-from benchmarks.sitting import Arm, Worker
+from benchmarks.inference.sitting import Arm, RuntimeProcess
 from export import Artifact
 from export.check import Check
-from harness import checkpoint, datasets, plugins, results
-from harness.batches import Draws, Part
-from harness.config import Augmentation, Data, Optimizer, Trial
-from harness.execution import Plan
-from harness.step import make_step
+from harness.config import Augmentation, Data, Optimizer, Trial, plugins
+from harness.data.augmentation import Draws
+from harness.data.batches import DeviceSplit
+from harness.data.dataset import load_dataset
+from harness.run import checkpoints, storage, system
+from harness.training.execution import ExecutionPlan
+from harness.training.network import build_network
+from harness.training.step import make_step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH = 64
@@ -33,7 +36,7 @@ BATCH = 64
 def described(benchmark):
     """Unit and environment beside every figure."""
     benchmark.extra_info |= {"unit": "seconds", "device": str(DEVICE), "threads": torch.get_num_threads()}
-    benchmark.extra_info |= results.environment()
+    benchmark.extra_info |= system.environment().to_json()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,11 +54,11 @@ def training_step(name: str, **changes):
         {"architecture": name, "options": options, "optimizer": Optimizer(name="sgd", lr=0.01)} | changes
     )
     torch.manual_seed(0)
-    plan = Plan.of(trial, DEVICE)
-    step = make_step(plugins.build_network(trial, 10, 32).train(), trial, plan, DEVICE)
+    plan = ExecutionPlan.of(trial, DEVICE)
+    step = make_step(build_network(trial, 10, 32).train(), trial, plan, DEVICE)
     images = torch.randint(0, 256, (BATCH, 32, 32, 3), dtype=torch.uint8, device=DEVICE)
     rows = torch.arange(BATCH, device=DEVICE)
-    part = Part(images, torch.randint(0, 10, (BATCH,), device=DEVICE), rows)
+    part = DeviceSplit(images, torch.randint(0, 10, (BATCH,), device=DEVICE), rows)
     draws = Draws.of(rows, trial, 0)
     return lambda: step(part, draws, 0.01).tolist()
 
@@ -106,16 +109,16 @@ def folder(tmp_path_factory):
 def test_data_load_cold(benchmark, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     benchmark.extra_info["images"] = 3_000
-    benchmark.pedantic(datasets.load, args=(Data(name="images", root=folder),), rounds=1)
+    benchmark.pedantic(load_dataset, args=(Data(name="images", root=folder),), rounds=1)
 
 
 def test_data_load_cached_is_a_tenth_of_cold(benchmark, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     data = Data(name="images", root=folder)
     started = time.perf_counter()
-    datasets.load(data)
+    load_dataset(data)
     cold = time.perf_counter() - started
-    benchmark.pedantic(datasets.load, args=(data,), rounds=5)
+    benchmark.pedantic(load_dataset, args=(data,), rounds=5)
     benchmark.extra_info["ratio"] = benchmark.stats.stats.min / cold
     assert benchmark.stats.stats.min < cold / 10
 
@@ -123,18 +126,18 @@ def test_data_load_cached_is_a_tenth_of_cold(benchmark, folder, tmp_path, monkey
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """`model1` with random weights, exported."""
-    from export.onnx import save, to_onnx
+    from export.onnx import save_onnx, to_onnx
 
     root = tmp_path_factory.mktemp("exported")
     trial = Trial(architecture="model1")
-    network = plugins.build_network(trial, 10, 32).eval()
+    network = build_network(trial, 10, 32).eval()
     entry = {"precision": "float32", "input": {"normalized": True}}
-    save(to_onnx(network, torch.randn(2, 3, 32, 32), 20), root / "model.onnx", 20)
-    onnx_entry = {"format": "onnx", "sha256": checkpoint.sha256(root / "model.onnx")}
+    save_onnx(to_onnx(network, torch.randn(2, 3, 32, 32), 20), root / "model.onnx", 20)
+    onnx_entry = {"format": "onnx", "sha256": storage.sha256(root / "model.onnx")}
     manifest = {
         "id": "x",
         "config": trial.model_dump(mode="json"),
-        "weights_sha256": checkpoint.save_weights(root / "model.safetensors", network.state_dict()),
+        "weights_sha256": checkpoints.save_weights(root / "model.safetensors", network.state_dict()),
         "classes": [str(i) for i in range(10)],
         "input_size": 32,
         "files": {"model.safetensors": entry | {"format": "torch"}, "model.onnx": entry | onnx_entry},
@@ -143,10 +146,10 @@ def exported(tmp_path_factory):
 
 
 def test_export(benchmark, exported, tmp_path):
-    from export.onnx import save, to_onnx
+    from export.onnx import save_onnx, to_onnx
 
     example = torch.randn(2, 3, 32, 32)
-    benchmark.pedantic(lambda: save(to_onnx(exported.network, example, 20), tmp_path / "m.onnx", 20), rounds=2)
+    benchmark.pedantic(lambda: save_onnx(to_onnx(exported.network, example, 20), tmp_path / "m.onnx", 20), rounds=2)
 
 
 @pytest.mark.parametrize("name", plugins.names("export.runtimes"))
@@ -208,7 +211,7 @@ def test_reported_throughput_is_that_of_a_bare_loop(benchmark, exported, tmp_pat
     """
     images = np.random.default_rng(0).normal(size=(8 * batch_size, 3, 32, 32)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
-    checkpoint.write_json(tmp_path / "manifest.json", exported.manifest)
+    storage.write_json(tmp_path / "manifest.json", exported.manifest)
     (tmp_path / "model.onnx").write_bytes((exported.root / "model.onnx").read_bytes())
     order, ratios = random.Random(0), list[float]()
     benchmark.pedantic(lambda: ratios.append(reported_over_bare(exported, tmp_path, batch_size, order)), rounds=5)
@@ -224,7 +227,7 @@ def reported_over_bare(exported, folder: Path, batch_size: int, order: random.Ra
     command = [sys.executable, "-c", BARE, str(folder / "model.onnx"), str(folder / "images.npy"), str(threads)]
     ratios = list[float]()
     with (
-        Worker(Arm("onnxruntime", check, "float32"), threads, folder / "images.npy", folder / "log") as worker,
+        RuntimeProcess(Arm("onnxruntime", check, "float32"), threads, folder / "images.npy", folder / "log") as worker,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as bare,
     ):
         assert bare.stdin is not None and bare.stdout is not None
@@ -233,7 +236,7 @@ def reported_over_bare(exported, folder: Path, batch_size: int, order: random.Ra
         warm = worker.ask("warm_up", batch_size=batch_size, answers=answers)
         calls = max(8, round(0.3 / warm["call_seconds"]))
         for _ in range(6):
-            taken = {}
+            taken: dict[str, float] = {}
             for name in order.sample(["ours", "bare"], 2):
                 if name == "ours":
                     taken[name] = sum(worker.ask("measure", calls=calls)["seconds"])

@@ -1,9 +1,11 @@
 """The winner as files that other runtimes serve, and the proof that they answer as PyTorch does."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from harness.run.manifest import FileEntry, Manifest
+
+__all__ = ["SERVED_BY", "Artifact"]
 
 # A file's format -> the runtime that it is made for, which export checks it with.
 SERVED_BY = {"torch": "torch_eager", "onnx": "onnxruntime", "aoti": "aoti"}
@@ -14,7 +16,7 @@ class Artifact:
     """One exported file: `name` in `folder`, described by the folder's manifest."""
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     name: str
 
     @property
@@ -22,9 +24,9 @@ class Artifact:
         return self.folder / self.name
 
     @property
-    def entry(self) -> Mapping[str, Any]:
-        return self.manifest["files"][self.name]
+    def entry(self) -> FileEntry:
+        return self.manifest.files[self.name]
 
     @property
     def label(self) -> str:
-        return f"{self.manifest['id']}/{self.name}"
+        return f"{self.manifest.id}/{self.name}"

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from export.quantize import NotPossible
-from harness.batches import Normalizer
 from harness.config import Normalization
-from harness.execution import compiler
+from harness.data.batches import Normalizer
+from harness.run.system import compiler
 
 MOST = 4096  # images a call
 
@@ -32,7 +32,8 @@ class _Normalized(nn.Module):
         self.network = network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network((images.float() * self.scale + self.shift).permute(0, 3, 1, 2))
+        logits: torch.Tensor = self.network((images.float() * self.scale + self.shift).permute(0, 3, 1, 2))
+        return logits
 
 
 def checked(network: nn.Module) -> nn.Module:
@@ -42,7 +43,7 @@ def checked(network: nn.Module) -> nn.Module:
     return network
 
 
-def save(network: nn.Module, path: Path, example: torch.Tensor, normalization: Normalization | None) -> None:
+def save_aoti(network: nn.Module, path: Path, example: torch.Tensor, normalization: Normalization | None) -> None:
     """Compile `network` (eval mode, float32, on the CPU) for batches of 1 to 4,096 and write it to `path`.
 
     `example`: normalised images of a batch of two or more; with a `normalization` the file takes uint8 [N, H, W, 3].

@@ -1,17 +1,18 @@
-"""Whether a file answers like PyTorch when a runtime serves it: asked once of every test image, and kept.
+"""Whether a runtime answers like PyTorch when it serves a file: compared once on every test image, and stored.
 
-exported/<id>/checks/ARM.json says what was compared with what and how it came out, ARM.npy has the logits. Export asks
-the runtime that each format is made for, the benchmark whatever else it is going to time.
+exported/<id>/checks/ARM.json says what was compared and the result, ARM.npy has the logits. Export checks each file in
+the runtime that its format is made for, the benchmark every other arm that it times.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from export import Artifact
 from export.parity import Parity
-from harness import checkpoint, plugins, results
+from harness.config import plugins
+from harness.run import storage, system
+from harness.run.manifest import ParityRecord
+from harness.run.storage import Json, JsonFile
 
 
 @dataclass(frozen=True)
@@ -38,33 +39,43 @@ class Check:
         return self.artifact.folder / "checks" / f"{self.name.replace(' ', '-')}-{self.device}.json"
 
     @property
-    def of(self) -> dict[str, Any]:
-        """All that its result depends on."""
+    def depends_on(self) -> Json:
+        """All that the result depends on."""
         manifest = self.artifact.manifest
+        assert manifest.reference is not None
         return {
-            "sha256": self.artifact.entry["sha256"],
-            "reference": manifest["reference"]["sha256"],
-            "fingerprint": manifest["fingerprint"],
-            "runtime": checkpoint.sha256(plugins.source("export.runtimes", self.runtime)),
-            "versions": results.environment()["versions"],
+            "sha256": self.artifact.entry.sha256,
+            "reference": manifest.reference.sha256,
+            "fingerprint": manifest.fingerprint,
+            "runtime": storage.sha256(plugins.source("export.runtimes", self.runtime)),
+            "versions": system.environment().versions,
         }
 
-    def kept(self) -> Mapping[str, Any] | None:
-        """What `keep` returned, if it was asked the same."""
+    def stored(self) -> "CheckRecord | None":
+        """What `store` returned, if everything that it depends on is the same."""
         try:
-            found = checkpoint.read_json(self._file)
-            same = found["of"] == self.of and found["answers_sha256"] == checkpoint.sha256(self.answers)
-        except (OSError, ValueError, KeyError):
+            found = CheckRecord.read(self._file)
+            same = found.of == self.depends_on and found.answers_sha256 == storage.sha256(self.answers)
+        except (OSError, ValueError):
             return None
         return found if same else None
 
-    def keep(self, parity: Parity, seconds: float) -> Mapping[str, Any]:
-        """Record how the `answers`, which are there already and took so many seconds, came out."""
-        found = {
-            "of": self.of,
-            "answers_sha256": checkpoint.sha256(self.answers),
-            "parity": parity.to_json(),
-            "images_per_second": parity.images / seconds,
-        }
-        checkpoint.write_json(self._file, found)
+    def store(self, parity: Parity, seconds: float) -> "CheckRecord":
+        """Record how the `answers`, which are there already and took so many seconds, compare."""
+        found = CheckRecord(
+            of=self.depends_on,
+            answers_sha256=storage.sha256(self.answers),
+            parity=parity.record(),
+            images_per_second=parity.images / seconds,
+        )
+        found.write(self._file)
         return found
+
+
+class CheckRecord(JsonFile):
+    """checks/ARM.json."""
+
+    of: Json
+    answers_sha256: str
+    parity: ParityRecord
+    images_per_second: float

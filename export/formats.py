@@ -15,11 +15,12 @@ from torch import nn
 
 from export import aoti, half
 from export.lookup import with_tables
-from export.onnx import save, to_onnx
-from export.parity import compare
-from export.quantize import NotPossible, answers, quantize
+from export.onnx import save_onnx, to_onnx
+from export.parity import compare_logits
+from export.quantize import NotPossible, onnxruntime_logits, quantize
 from export.rewrite import rewrite
 from harness.config import Export, Normalization
+from harness.run.storage import Json
 
 __all__ = ["CALIBRATION_IMAGES", "FORMATS", "Format", "NotPossible", "Source", "with_normalization"]
 
@@ -52,10 +53,10 @@ class Source:
 
     def accuracy(self, model: onnx.ModelProto) -> float:
         """On the validation images."""
-        return float((answers(model, self.validation).argmax(1) == self.labels).mean())
+        return float((onnxruntime_logits(model, self.validation).argmax(1) == self.labels).mean())
 
 
-Made = tuple[Any, dict[str, Any]]  # a model for `save`, and what the manifest says of it beside
+Made = tuple[Any, Json]  # a model for `save`, and what the manifest says of it beside
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ class Format:
 
     def save(self, model: Any, path: Path, source: Source, uint8: bool = False) -> None:
         if self.kind == "aoti":
-            aoti.save(model, path, source.example, source.normalization if uint8 else None)
+            aoti.save_aoti(model, path, source.example, source.normalization if uint8 else None)
         else:
-            save(with_normalization(model, source.normalization) if uint8 else model, path, source.settings.opset)
+            save_onnx(with_normalization(model, source.normalization) if uint8 else model, path, source.settings.opset)
 
 
 def _int8(source: Source) -> Made:
@@ -105,13 +106,13 @@ def _fp16(source: Source) -> Made:
     del model.graph.value_info[:]  # of float32
     images, labels = source.validation[:HALF_IMAGES], source.labels[:HALF_IMAGES]
     try:
-        logits = half.answers(model, images)
+        logits = half.float16_logits(model, images)
     except Exception as error:  # of an evaluator that knows not all that a network may consist of
         raise NotPossible(f"cannot be checked in float16 arithmetic: {type(error).__name__}: {error}") from error
-    expected = answers(source.plain(), images)
+    expected = onnxruntime_logits(source.plain(), images)
     if not np.isfinite(logits).all():
         raise NotPossible("overflows float16: its answers to validation images are not finite")
-    found = compare(logits, expected, labels, source.settings.max_accuracy_drop).to_json()
+    found = compare_logits(logits, expected, labels, source.settings.max_accuracy_drop).record().to_json()
     told = ("images", "accuracy", "torch_accuracy", "top1_agreement", "max_logit_difference")
     return model, {"float16_arithmetic": {name: found[name] for name in told}}
 

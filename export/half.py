@@ -6,6 +6,7 @@ matrix products sum in float32 and round once, as tensor cores do.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,8 +17,10 @@ from torch.nn import functional
 
 BATCH = 64
 
+Sizes = Sequence[int] | None
 
-def answers(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+
+def float16_logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
     """Logits [N, classes] of images as the model takes them; not finite where something overflows."""
     evaluator = ReferenceEvaluator(model, new_ops=[Conv, Gemm, MatMul, MaxPool])
     name = model.graph.input[0].name
@@ -36,22 +39,42 @@ def _padded(x: np.ndarray, pads: Sequence[int] | None, value: float) -> torch.Te
     return functional.pad(_float32(x), (left, right, top, bottom), value=value)
 
 
-class Conv(OpRun):
+class Conv(OpRun):  # type: ignore[misc]  # onnx has no types
     """Of images."""
 
     op_domain = ""
 
-    def _run(self, x, w, b=None, auto_pad=None, dilations=None, group=None, kernel_shape=None, pads=None, strides=None):
+    def _run(
+        self,
+        x: np.ndarray,
+        w: np.ndarray,
+        b: np.ndarray | None = None,
+        auto_pad: str | None = None,
+        dilations: Sizes = None,
+        group: int | None = None,
+        kernel_shape: Sizes = None,
+        pads: Sizes = None,
+        strides: Sizes = None,
+    ) -> tuple[np.ndarray]:
         assert auto_pad in (None, "NOTSET"), auto_pad  # PyTorch's exporter writes the pads themselves
         bias = None if b is None else _float32(b)
-        how = {"stride": strides or 1, "dilation": dilations or 1, "groups": group or 1}
+        how: Any = {"stride": strides or 1, "dilation": dilations or 1, "groups": group or 1}
         return (functional.conv2d(_padded(x, pads, 0.0), _float32(w), bias, **how).numpy().astype(x.dtype),)
 
 
-class Gemm(OpRun):
+class Gemm(OpRun):  # type: ignore[misc]  # onnx has no types
     op_domain = ""
 
-    def _run(self, a, b, c=None, alpha=None, beta=None, transA=None, transB=None):
+    def _run(
+        self,
+        a: np.ndarray,
+        b: np.ndarray,
+        c: np.ndarray | None = None,
+        alpha: float | None = None,
+        beta: float | None = None,
+        transA: int | None = None,
+        transB: int | None = None,
+    ) -> tuple[np.ndarray]:
         left, right = a.astype(np.float32), b.astype(np.float32)
         found = (1.0 if alpha is None else alpha) * ((left.T if transA else left) @ (right.T if transB else right))
         if c is not None:
@@ -59,30 +82,31 @@ class Gemm(OpRun):
         return (found.astype(a.dtype),)
 
 
-class MatMul(OpRun):
+class MatMul(OpRun):  # type: ignore[misc]  # onnx has no types
     op_domain = ""
 
-    def _run(self, a, b):
+    def _run(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray]:
         return ((a.astype(np.float32) @ b.astype(np.float32)).astype(a.dtype),)
 
 
-class MaxPool(OpRun):
+class MaxPool(OpRun):  # type: ignore[misc]  # onnx has no types
     """Of images, without indices."""
 
     op_domain = ""
 
     def _run(
         self,
-        x,
-        auto_pad=None,
-        ceil_mode=None,
-        dilations=None,
-        kernel_shape=None,
-        pads=None,
-        storage_order=None,
-        strides=None,
-    ):
+        x: np.ndarray,
+        auto_pad: str | None = None,
+        ceil_mode: int | None = None,
+        dilations: Sizes = None,
+        kernel_shape: Sizes = None,
+        pads: Sizes = None,
+        storage_order: int | None = None,
+        strides: Sizes = None,
+    ) -> tuple[np.ndarray]:
         assert auto_pad in (None, "NOTSET"), auto_pad
         padded = _padded(x, pads, -np.inf)
-        found = functional.max_pool2d(padded, kernel_shape, strides or 1, 0, dilations or 1, bool(ceil_mode))
+        how: Any = {"kernel_size": kernel_shape, "stride": strides or 1, "dilation": dilations or 1}
+        found = functional.max_pool2d(padded, ceil_mode=bool(ceil_mode), **how)
         return (found.numpy().astype(x.dtype),)

@@ -93,7 +93,8 @@ def _is_uint8(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> b
     scale_and_zero = [constants.get(name) for name in node.input[1:3]]
     if len(scale_and_zero) != 2 or any(c is None or int(np.prod(c.dims)) != 1 for c in scale_and_zero):
         return False
-    return scale_and_zero[1].data_type == onnx.TensorProto.UINT8  # type: ignore[union-attr]
+    zero = scale_and_zero[1]
+    return zero is not None and bool(zero.data_type == onnx.TensorProto.UINT8)
 
 
 def _table(model: onnx.ModelProto, chain: _Chain, constants: dict[str, onnx.TensorProto]) -> np.ndarray:
@@ -120,7 +121,8 @@ def _table(model: onnx.ModelProto, chain: _Chain, constants: dict[str, onnx.Tens
     )
     small = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     session = onnxruntime.InferenceSession(small.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"given": np.arange(256, dtype=np.uint8)})[0]
+    found: np.ndarray = session.run(None, {"given": np.arange(256, dtype=np.uint8)})[0]
+    return found
 
 
 def _lookup(model: onnx.ModelProto, chain: _Chain, table: np.ndarray, images: bool) -> list[onnx.NodeProto]:

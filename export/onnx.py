@@ -35,7 +35,7 @@ def to_onnx(network: nn.Module, example: torch.Tensor, opset: int) -> onnx.Model
     return program.model_proto
 
 
-def save(model: onnx.ModelProto, path: Path, opset: int) -> None:
+def save_onnx(model: onnx.ModelProto, path: Path, opset: int) -> None:
     """Write the model to `path`, weights inside the file.
 
     The opset is asserted and the model checked by onnx.checker before the file gets its name. Raises ValueError where

@@ -9,7 +9,8 @@ import numpy as np
 from scipy.stats import binomtest
 
 from export.runtimes import Predict
-from harness.stats import Estimate, mean_interval
+from harness.run.manifest import Interval, ParityRecord
+from harness.stats.intervals import Estimate, mean_interval
 
 TOLERANCE = 1e-3  # largest logit difference that a float32 export may show
 BATCH = 500
@@ -51,11 +52,14 @@ class Parity:
         text += f"{self.top1_agreement:.4%}, largest logit difference {self.max_logit_difference:.2e}"
         return text if self.passed else text + "; more than is allowed"
 
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "accuracy_change": vars(self.accuracy_change), "passed": self.passed}
+    def record(self) -> ParityRecord:
+        change = Interval.model_validate(vars(self.accuracy_change))
+        return ParityRecord.model_validate({**vars(self), "accuracy_change": change, "passed": self.passed})
 
 
-def compare(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray, allowed_drop: float | None = None) -> Parity:
+def compare_logits(
+    logits: np.ndarray, reference: np.ndarray, labels: np.ndarray, allowed_drop: float | None = None
+) -> Parity:
     """`logits` against `reference`, both [N, classes]; a number that is none counts as an infinite difference.
 
     `allowed_drop`: of accuracy, for what is not meant to be exact; None: float32 against float32.
@@ -95,7 +99,7 @@ def predict_all(
     return np.concatenate(found)
 
 
-def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def confusion_counts(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Images by [true class, predicted class], from logits [N, classes]."""
     counts = np.zeros((logits.shape[1], logits.shape[1]), np.int64)
     np.add.at(counts, (labels, logits.argmax(1)), 1)

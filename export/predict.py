@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from harness import checkpoint, cli
-from harness.config import Strict
-from harness.errors import BadInput
+from export import SERVED_BY, Artifact
+from harness.config import BadInput, Strict, command_line
+from harness.run import storage
+from harness.run.manifest import Manifest
 
 
 class Predict(Strict):
@@ -26,7 +27,7 @@ class Predict(Strict):
         return [value] if isinstance(value, str | Path) else value
 
 
-def main(config: Predict) -> int:
+def predict_images(config: Predict) -> int:
     manifest = read_manifest(config.model)
     missing = [path for path in config.image if not path.is_file()]
     if missing:
@@ -35,42 +36,46 @@ def main(config: Predict) -> int:
     import numpy as np
     from PIL.Image import Resampling
 
-    from export import SERVED_BY, Artifact
-    from harness import plugins, results
-    from harness.datasets.images import read_rgb
+    from harness.config import plugins
+    from harness.data.datasets.images import read_rgb
+    from harness.run import system
 
     artifact = Artifact(config.model.absolute().parent, manifest, config.model.name)
-    if checkpoint.sha256(artifact.path) != artifact.entry["sha256"]:
+    if storage.sha256(artifact.path) != artifact.entry.sha256:
         raise BadInput(f"model={config.model}: is not the file that manifest.json describes; export it again")
-    side = manifest["input_size"]
+    side = manifest.input_size
     images = np.stack(
         [np.asarray(read_rgb(path, "image").resize((side, side), Resampling.BILINEAR)) for path in config.image]
     )
-    if artifact.entry["input"]["normalized"]:
-        normalization = manifest["normalization"]
+    if artifact.entry.input.normalized:
+        normalization = manifest.normalization
         mean, std = (np.asarray(normalization[name], np.float32) for name in ("mean", "std"))
         images = np.ascontiguousarray(((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2))
-    runtime = SERVED_BY[artifact.entry["format"]]
+    runtime = SERVED_BY[artifact.entry.format]
     load = plugins.load("export.runtimes", runtime, "load")
-    logits = load(artifact, "cpu", config.threads or results.environment()["cores"])(images).astype(np.float64)
+    logits = load(artifact, "cpu", config.threads or system.environment().cores)(images).astype(np.float64)
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
     for path, row in zip(config.image, probabilities, strict=True):
-        print(f"{path} {manifest['classes'][row.argmax()]} {row.max():.4f}")
+        print(f"{path} {manifest.classes[row.argmax()]} {row.max():.4f}")
     return 0
 
 
-def read_manifest(model: Path) -> dict[str, Any]:
+def read_manifest(model: Path) -> Manifest:
     """The manifest beside an exported file; BadInput where there is none or it does not know the file."""
     try:
-        manifest = checkpoint.read_json(model.parent / "manifest.json")
+        manifest = Manifest.read(model.parent / "manifest.json")
     except (OSError, ValueError) as error:
         raise BadInput(f"model={model}: no manifest.json beside it; give a file of a run's exported/<id>/") from error
-    if model.name not in manifest["files"] or not model.is_file():
-        known = ", ".join(manifest["files"])
+    if model.name not in manifest.files or not model.is_file():
+        known = ", ".join(manifest.files)
         raise BadInput(f"model={model}: no such exported file; choose one of {known}")
     return manifest
 
 
+def main() -> int:
+    return command_line.run_command(Predict, predict_images, __doc__ or "")
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(Predict, main, __doc__ or ""))
+    sys.exit(main())

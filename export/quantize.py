@@ -28,11 +28,11 @@ class NotPossible(Exception):
     """This network has no such format within what is allowed."""
 
 
-class _Images(CalibrationDataReader):
+class _Images(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     def __init__(self, images: np.ndarray):
         self.batches = iter(np.array_split(images, max(1, len(images) // CALIBRATION_BATCH)))
 
-    def get_next(self):
+    def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self.batches, None)
         return None if batch is None else {"images": batch}
 
@@ -75,9 +75,9 @@ class Quantizer:
     def by_harm(self) -> list[str]:
         """Layers, first the one that changes the logits of the calibration images most when it alone is in int8."""
         images = self.calibration[:256]
-        reference = answers(self.model, images)
+        reference = onnxruntime_logits(self.model, images)
         harm = {
-            layer: float(np.square(answers(self.quantized([layer]), images) - reference).mean())
+            layer: float(np.square(onnxruntime_logits(self.quantized([layer]), images) - reference).mean())
             for layer in self.layers
         }
         return sorted(self.layers, key=lambda layer: -harm[layer])
@@ -104,7 +104,7 @@ def quantize(
     return found, kept
 
 
-def answers(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+def onnxruntime_logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
     """Logits [N, classes] from onnxruntime on CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

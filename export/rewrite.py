@@ -4,6 +4,8 @@ Each rule is an identity of real numbers; what rounding makes of it is bounded i
 image after each export.
 """
 
+from typing import Any
+
 import onnx
 from onnxscript import rewriter
 from onnxscript.rewriter import pattern
@@ -11,11 +13,11 @@ from onnxscript.rewriter import pattern
 CUT = 20.0  # from there on mish(x) == x in float32
 
 
-def _mish(op, x):
+def _mish(op: Any, x: Any) -> Any:
     return op.Mish(x)
 
 
-def _mish_by_one_exponential(op, x):
+def _mish_by_one_exponential(op: Any, x: Any) -> Any:
     """X * tanh(softplus(x)) = x * n / (n + 2), where n = e * (e + 2) and e = exp(x)."""
     two = op.Constant(value_float=2.0)
     e = op.Exp(op.Min(x, op.Constant(value_float=CUT)))
@@ -29,4 +31,5 @@ RULES = pattern.RewriteRuleSet([pattern.RewriteRule(_mish, _mish_by_one_exponent
 
 def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same function of the same inputs; a new model."""
-    return rewriter.rewrite(model, RULES)
+    rewritten: onnx.ModelProto = rewriter.rewrite(model, RULES)
+    return rewritten

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import results
 from harness.config import Data
+from harness.run.directory import RunDirectory
+from harness.run.records import DataRecord, RunRecord, TrialRecord
+from tune_spaces import Space
 
 TOP = Path(__file__).parent.parent
 SMALL_SPACE = Path(__file__).parent / "spaces" / "small.py"
@@ -69,9 +71,22 @@ def command(*arguments: str, cwd: Path, timeout: float = 300, **environment: str
     )
 
 
-def records(run: Path) -> list[dict]:
+def run_record(space: Space | None = None, side: int = 16) -> RunRecord:
+    """run.json of a run on 1,000 training images of ten classes; of an ablation, what its report needs."""
+    classes = list("0123456789")
+    counts = {"train": 1000, "validation": 100, "test": 100}
+    data = DataRecord(classes=classes, fingerprint="f", input_size=side, **counts)
+    record = RunRecord(config={}, identity={}, data=data)
+    if space is not None:
+        record.claims = [vars(claim) for claim in space.claims]
+        record.variants = {name: dict(changes) for name, changes in space.variants.items()}
+        record.published = dict(space.published)
+    return record
+
+
+def records(run: Path) -> list[TrialRecord]:
     """The records of all trials of a run that ended."""
-    return results.RunDirectory(run).trials()
+    return RunDirectory(run).trials()
 
 
 SMALL_RUN = [

@@ -6,8 +6,8 @@ import onnx
 import torch
 
 from export.onnx import to_onnx
-from harness import plugins
 from harness.config import Trial
+from harness.training.network import build_network
 
 SIDE = 32
 
@@ -16,7 +16,7 @@ def network(name: str) -> torch.nn.Module:
     """Random weights, and batch norm statistics that are not the trivial ones."""
     torch.manual_seed(0)
     options = {"resize": 48} if name == "transfer" else {}
-    built = plugins.build_network(Trial(architecture=name, options=options), 10, SIDE)
+    built = build_network(Trial(architecture=name, options=options), 10, SIDE)
     for module in built.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.5, 0.5)

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from harness import step
+from harness.training import step
 
 CUDA = torch.device("cuda", 0)
 
@@ -37,7 +37,7 @@ def _demands_of_fused_kernels(*given: Any, **named: Any) -> None:
 
 
 def to_fake_cuda(network: torch.nn.Module) -> torch.nn.Module:
-    """As harness.step.to_device, which cannot move parameters that are fake."""
+    """As harness.training.compilation.to_device, which cannot move parameters that are fake."""
     for module in network.modules():
         for kept in (module._parameters, module._buffers):
             for name, tensor in kept.items():

@@ -7,16 +7,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from architectures._blocks import same_padding
-from architectures._summary import summarize
-from harness import plugins
-from harness.config import Trial
-from harness.errors import BadInput
+from harness.config import BadInput, Trial, plugins
+from harness.training.network import build_network, summarize_network
 
 ALL = plugins.names("architectures")
 
 
 def build(name: str, num_classes: int = 10, input_size: int = 32, **options) -> nn.Module:
-    return plugins.build_network(Trial(architecture=name, options=options), num_classes, input_size)
+    return build_network(Trial(architecture=name, options=options), num_classes, input_size)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -47,7 +45,7 @@ def test_unknown_option_names_the_known_ones(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_layers_add_up(name):
-    summary = summarize(build(name), 32)
+    summary = summarize_network(build(name), 32)
     assert sum(layer.parameters for layer in summary.layers) == summary.parameters
     assert sum(layer.macs for layer in summary.layers) == summary.macs
     assert summary.layers[-1].output_shape == (1, 10)
@@ -56,7 +54,7 @@ def test_layers_add_up(name):
 def test_summary_leaves_the_network_as_it_was():
     network = build("model1")
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    summarize(network, 32)
+    summarize_network(network, 32)
     assert network.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
@@ -67,7 +65,7 @@ def test_summary_leaves_the_network_as_it_was():
 )
 def test_parameters(name, parameters):
     # the report's 1g: (5*5*3+1)*32 + (5*5*32+1)*64 + (5*5*64+1)*128 + (2048+1)*64 + (64+1)*10 = 390,410
-    assert summarize(build(name), 32).parameters == parameters
+    assert summarize_network(build(name), 32).parameters == parameters
 
 
 def test_report_1a_convolution():

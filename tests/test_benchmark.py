@@ -15,19 +15,19 @@ import pytest
 import torch
 from conftest import command
 
-from benchmarks import calls, conditions, operators, verdict, worker
-from benchmarks import sitting as sitting_module
-from benchmarks.inference import benchmark_exported
-from benchmarks.sitting import AGAIN, REFERENCE, highest_rate
+from benchmarks.inference import calls, conditions, operators, verdict
+from benchmarks.inference import sitting as sitting_module
+from benchmarks.inference.runner import benchmark_exported
+from benchmarks.inference.server import RuntimeServer
+from benchmarks.inference.sitting import AGAIN, REFERENCE, Arm, Sitting, highest_rate
 from export import Artifact
 from export.runtimes import Served, Unavailable
 from export.runtimes.onnxruntime import elsewhere
 from export.runtimes.onnxruntime_graph import at_fixed_addresses
-from harness import checkpoint, plugins
-from harness.config import Benchmark
-from harness.errors import BadInput
-from harness.progress import Progress
-from harness.results import RunDirectory
+from harness.config import BadInput, Benchmark, plugins
+from harness.run import storage
+from harness.run.directory import RunDirectory
+from harness.run.progress import Progress
 
 # A runtime of a user's own, and what is wrong with it.
 RUNTIME = """
@@ -98,9 +98,9 @@ def sitting(small_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("planted")
     shutil.copytree(small_run[0], folder / "run")
     run, files = RunDirectory(folder / "run"), []
-    manifest = checkpoint.read_json(exported(run))
+    manifest = storage.read_json(exported(run))
     manifest["files"] = {name: manifest["files"][name] for name in ("model.safetensors", "model.onnx")}
-    checkpoint.write_json(exported(run), manifest)
+    storage.write_json(exported(run), manifest)
     for name, fault in FAULTS.items():
         (folder / f"{name}.py").write_text(RUNTIME.format(fault=fault))
         files.append(str(folder / f"{name}.py"))
@@ -149,14 +149,14 @@ def test_a_cold_start_is_no_part_of_the_speed(sitting):
 @pytest.mark.parametrize("fault", ["stale file", "mislabelled precision", "changed weights"])
 def test_a_harmed_file_is_not_timed(run, fault):
     file = exported(run)
-    manifest = checkpoint.read_json(file)
+    manifest = storage.read_json(file)
     model = file.parent / "model_rewritten.onnx"
     if fault == "stale file":
         model.write_bytes(model.read_bytes()[:-1] + b"\0")
         told = "is not the file that manifest.json describes"
     elif fault == "mislabelled precision":
         shutil.copy(file.parent / "model_int8.onnx", model)
-        manifest["files"][model.name]["sha256"] = checkpoint.sha256(model)
+        manifest["files"][model.name]["sha256"] = storage.sha256(model)
         told = "the manifest says float32, the file holds int8"
     else:  # as by a wrong fold of a batch norm, in a file that is whole
         import onnx
@@ -166,9 +166,9 @@ def test_a_harmed_file_is_not_timed(run, fault):
         values = onnx.numpy_helper.to_array(weights) * np.float32(1.05)
         weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
         onnx.save(graph, model)
-        manifest["files"][model.name]["sha256"] = checkpoint.sha256(model)
+        manifest["files"][model.name]["sha256"] = storage.sha256(model)
         told = "does not answer as it must"
-    checkpoint.write_json(file, manifest)
+    storage.write_json(file, manifest)
     row = measured(run)[0].loc["onnxruntime rewritten"]
     assert told in row["note"]
     assert row["ratio"] == ""
@@ -229,9 +229,8 @@ def test_uint8_images_to_labels(run):
 @pytest.mark.slow
 def test_an_interrupted_benchmark_continues(run, monkeypatch):
     """Replicates that are done are kept; asked anew for the same, nothing runs."""
-    from benchmarks import inference
 
-    real, done = inference.Sitting.replicate, []
+    real, done = Sitting.replicate, []
 
     def stops(self, number, progress):
         if number == 1 and len(done) < 2:
@@ -240,7 +239,7 @@ def test_an_interrupted_benchmark_continues(run, monkeypatch):
         done.append(number)
         return real(self, number, progress)
 
-    monkeypatch.setattr(inference.Sitting, "replicate", stops)
+    monkeypatch.setattr(Sitting, "replicate", stops)
     with pytest.raises(KeyboardInterrupt):
         measured(run)
     before = (run.path / "inference.csv").read_text()
@@ -286,7 +285,7 @@ def summary_of(speeds, changes=None, replicates=5):
                     | {"foreign_cores": 0.0, "note": ""}
                 )
     cold = [{"backend": name, "load_seconds": 1.0, "peak_bytes": 1e8} for name in [*speeds, AGAIN]]
-    return verdict.summarize(rows, cold, arms, REFERENCE, AGAIN)
+    return verdict.summarize_rounds(rows, cold, arms, REFERENCE, AGAIN)
 
 
 def test_what_to_ship():
@@ -341,7 +340,7 @@ def test_replicates_not_rounds_make_the_interval():
         for name in (REFERENCE, "other")
     ]
     cold = [{"backend": name, "load_seconds": 1.0} for name in (REFERENCE, AGAIN, "other")]
-    row = verdict.summarize(rows, cold, arms, REFERENCE, AGAIN).set_index("backend").loc["other"]
+    row = verdict.summarize_rounds(rows, cold, arms, REFERENCE, AGAIN).set_index("backend").loc["other"]
     assert row["ratio_high"] / row["ratio_low"] > 1.05  # 1.003 if each round counted
 
 
@@ -409,11 +408,11 @@ def test_a_call_with_tensors_answers_as_with_arrays(run, tmp_path, runtime, uint
     """Here the device is the CPU: the same code binds a GPU's memory."""
     file = "model.safetensors" if runtime == "torch_eager" else f"model{'_uint8' if uint8 else ''}.onnx"
     generator = np.random.default_rng(0)
-    side = checkpoint.read_json(exported(run))["input_size"]
+    side = storage.read_json(exported(run))["input_size"]
     shape = (40, side, side, 3) if uint8 else (40, 3, side, side)
     images = generator.integers(0, 256, shape, dtype=np.uint8) if uint8 else generator.normal(size=shape)
     np.save(tmp_path / "images.npy", images.astype(np.uint8 if uint8 else np.float32))
-    arm = worker.Arm()
+    arm = RuntimeServer()
     arm.load(str(exported(run).parent), file, runtime, "cpu", 1, str(tmp_path / "images.npy"))
     arm.answers(str(tmp_path / "answers.npy"), 40)
     for scope in ("host", "device"):
@@ -428,7 +427,7 @@ def test_a_call_with_tensors_answers_as_with_arrays(run, tmp_path, runtime, uint
 
 def test_images_in_another_layout_are_no_input(run, tmp_path):
     folder = exported(run).parent
-    artifact = Artifact(folder, checkpoint.read_json(exported(run)), "model.onnx")
+    artifact = Artifact(folder, storage.read_json(exported(run)), "model.onnx")
     served = plugins.load("export.runtimes", "onnxruntime", "load")(artifact, "cpu", 1)
     images = torch.randn(2, 3, *[artifact.manifest["input_size"]] * 2)
     assert torch.allclose(served.on_device(images), torch.from_numpy(served(images.numpy())), atol=1e-6)
@@ -442,7 +441,7 @@ def test_calls_at_fixed_addresses_answer_each_batch(run, monkeypatch):
     stream = SimpleNamespace(synchronize=lambda: waits.append(1))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     session = onnxruntime.InferenceSession(exported(run).parent / "model.onnx", providers=["CPUExecutionProvider"])
-    side = checkpoint.read_json(exported(run))["input_size"]
+    side = storage.read_json(exported(run))["input_size"]
     images = torch.randn(3, 4, 3, side, side)
     call, found = at_fixed_addresses(session, torch.empty_like(images[0])), []
     for number, batch in enumerate(images, 1):
@@ -493,7 +492,7 @@ def test_both_scopes_in_one_sitting(monkeypatch, tmp_path):
     milliseconds = {("host", REFERENCE): 4.0, ("device", REFERENCE): 2.0, ("host", "fast"): 2.0}
     milliseconds |= {("device", "fast"): 0.5, ("host", "arrays alone"): 1.9}
 
-    class Worker:
+    class Process:
         def __init__(self, arm, threads, images, log):
             self.arm, self.name = arm, arm.name.removesuffix("_again")
             self.cold = {"load_seconds": 1.0}
@@ -517,20 +516,20 @@ def test_both_scopes_in_one_sitting(monkeypatch, tmp_path):
                 return {"seconds": seconds, "event_seconds": events, "away": 0.0, "cores": 1.0}
             return {"peak_bytes": 1, "peak_device_bytes": 2} if do == "memory" else {"operators": {}}
 
-    monkeypatch.setattr(sitting_module, "Worker", Worker)
+    monkeypatch.setattr(sitting_module, "RuntimeProcess", Process)
     arms = []
     for name in (REFERENCE, "fast", "arrays alone"):
         artifact = SimpleNamespace(label=f"x/{name}.onnx")
         check = SimpleNamespace(artifact=artifact, device="cuda", answers=tmp_path / "answers.npy")
-        arms.append(sitting_module.Arm(name, check, "float32", accuracy=parity()))
+        arms.append(Arm(name, check, "float32", accuracy=parity()))
     settings = Benchmark(scope="both", batch_sizes=[64], replicates=2)
-    one = sitting_module.Sitting(arms, tmp_path, 1.0, settings, 1, tmp_path / "log")
+    one = Sitting(arms, tmp_path, 1.0, settings, 1, tmp_path / "log")
     rows, cold = [], []
     for number in range(2):
         more, costs, _ = one.replicate(number, Progress())
         rows += more
         cold += costs
-    summary = verdict.summarize(rows, cold, arms, REFERENCE, AGAIN)
+    summary = verdict.summarize_rounds(rows, cold, arms, REFERENCE, AGAIN)
     ratios = {(row.scope, row.backend): row.ratio for row in summary.itertuples()}
     assert ratios[("host arrays", "fast")] == pytest.approx(2.0)
     assert ratios[("device arrays", "fast")] == pytest.approx(4.0)
@@ -545,13 +544,11 @@ def test_both_scopes_in_one_sitting(monkeypatch, tmp_path):
     told = verdict.decide(summary, settings, REFERENCE, AGAIN)
     assert (told["scope"], told["ship"]["backend"]) == ("host arrays", "arrays alone")
     assert verdict.decide(summary, Benchmark(scope="device"), REFERENCE, AGAIN)["ship"]["backend"] == "fast"
-    alone = sitting_module.Sitting(
-        arms, tmp_path, 1.0, Benchmark(scope="device", batch_sizes=[64]), 1, tmp_path / "log"
-    )
+    alone = Sitting(arms, tmp_path, 1.0, Benchmark(scope="device", batch_sizes=[64]), 1, tmp_path / "log")
     rows, _, _ = alone.replicate(0, Progress())
     assert {row["backend"] for row in rows} == {REFERENCE, "fast", AGAIN}
     assert arms[2].note == "not timed: takes host arrays alone"
-    lines = verdict.lines(summary, told, REFERENCE, AGAIN)
+    lines = verdict.verdict_lines(summary, told, REFERENCE, AGAIN)
     assert sum(line.startswith("device arrays, batch 64, fast on cuda: 128,000 images/s, 4.00") for line in lines) == 1
 
 

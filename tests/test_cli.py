@@ -5,15 +5,14 @@ import time
 import pytest
 from conftest import TOP, command
 
-from harness import cli
-from harness.config import Tune
-from harness.errors import BadInput
+from harness.config import BadInput, Tune, command_line
+from harness.config.keys import build_config, keys, nested, read_values
 
 COMMANDS = ["harness.tune", "harness.report", "export", "export.predict", "benchmarks", "architectures"]
 
 
 def read(*arguments: str) -> dict:
-    return cli.read(cli.split(list(arguments)), Tune)
+    return read_values(command_line.split_arguments(list(arguments)), Tune)
 
 
 def test_values_are_read_by_their_type():
@@ -33,7 +32,7 @@ def test_values_are_read_by_their_type():
         "trial.optimizer.lr=5e-4",
         "search.variants=[a, b]",
     )
-    config = cli.build(Tune, cli.nested(values))
+    config = build_config(Tune, nested(values))
     assert config.run is not None
     assert config.run.name == "a=b, [c] é"
     assert config.stages == ["search", "report"]
@@ -97,12 +96,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, tmp_path, monkeypat
     import re
     import sys
 
-    from harness import plan, tune
+    from harness.pipeline import run_stages
+    from harness.search.resolution import resolve
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["harness.tune", *arguments.split()])
     started = time.perf_counter()
-    assert cli.run(Tune, tune.main, "", plan.resolve) == 2
+    assert command_line.run_command(Tune, run_stages, "", resolve) == 2
     assert time.perf_counter() - started < 5
     output = capsys.readouterr()
     assert output.err.startswith("error: ")
@@ -112,7 +112,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, tmp_path, monkeypat
 
 
 def test_broken_space_file_is_told_apart_from_the_command(tmp_path):
-    from harness import plan
+    from harness.search.resolution import resolve
 
     space = tmp_path / "mine.py"
     for text, message in (
@@ -124,19 +124,20 @@ def test_broken_space_file_is_told_apart_from_the_command(tmp_path):
     ):
         space.write_text(text)
         with pytest.raises(BadInput, match=message):
-            plan.resolve({"space": str(space)})
+            resolve({"space": str(space)})
 
 
 def test_run_directory_of_something_else_is_left_alone(tmp_path, monkeypatch, capsys):
     import sys
 
-    from harness import plan, tune
+    from harness.pipeline import run_stages
+    from harness.search.resolution import resolve
 
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["harness.tune", "space=quick", "run=thesis"])
-    assert cli.run(Tune, tune.main, "", plan.resolve) == 2
+    assert command_line.run_command(Tune, run_stages, "", resolve) == 2
     assert "is no run directory" in capsys.readouterr().err
 
 
@@ -171,8 +172,8 @@ def test_version(module):
 
 
 def test_help_lists_every_key_and_choice():
-    text = cli.help_text("doc", Tune)
-    assert all(key.name in text for key in cli.keys(Tune))
+    text = command_line.help_text("doc", Tune)
+    assert all(key.name in text for key in keys(Tune))
     assert "one of baseline, final, model1, model2, transfer" in text
     assert "one of cifar10, digits, images" in text
 

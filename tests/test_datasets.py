@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import datasets, plugins
-from harness.config import Data
-from harness.datasets import cifar10
-from harness.errors import BadInput
+from harness.config import BadInput, Data, plugins
+from harness.data.dataset import Dataset, dataset_identity, load_dataset
+from harness.data.datasets import cifar10
+from harness.data.datasets.cifar10 import ARCHIVE
 
 
 @pytest.fixture
@@ -29,18 +29,18 @@ def folder(tmp_path):
     return tmp_path
 
 
-def images(root, **values) -> datasets.Dataset:
-    return datasets.load(Data(name="images", root=root, **values))
+def images(root, **values) -> Dataset:
+    return load_dataset(Data(name="images", root=root, **values))
 
 
-@pytest.mark.parametrize("name", plugins.names("harness.datasets"))
+@pytest.mark.parametrize("name", plugins.names("harness.data.datasets"))
 def test_every_data_set_has_the_form(name):
     for function in ("identity", "decode"):
-        assert callable(plugins.load("harness.datasets", name, function))
+        assert callable(plugins.load("harness.data.datasets", name, function))
 
 
 def test_digits():
-    data = datasets.load(Data(name="digits"))
+    data = load_dataset(Data(name="digits"))
     assert data.train.images.shape[1:] == (32, 32, 3)
     assert data.train.images.dtype == np.uint8
     assert len(data.train) + len(data.validation) + len(data.test) == 1797
@@ -121,18 +121,18 @@ def test_test_folder_is_used(folder):
 
 def test_many_images_are_decoded_in_parallel(folder, monkeypatch):
     alone = images(folder)
-    monkeypatch.setattr("harness.datasets.images.IN_PROCESS", 1)
-    monkeypatch.setattr("harness.datasets.images.CHUNK", 5)
+    monkeypatch.setattr("harness.data.datasets.images.IN_PROCESS", 1)
+    monkeypatch.setattr("harness.data.datasets.images.CHUNK", 5)
     (folder / "cat" / "00.png").touch()  # another identity, so decoded again
     seen = []
-    parallel = datasets.load(Data(name="images", root=folder), lambda done, total: seen.append((done, total)))
+    parallel = load_dataset(Data(name="images", root=folder), lambda done, total: seen.append((done, total)))
     assert parallel.fingerprint == alone.fingerprint
     assert seen[-1] == (24, 24)
 
 
 def test_decoded_once(folder, monkeypatch):
     images(folder)
-    monkeypatch.setattr("harness.datasets.images.decode", lambda *arguments: pytest.fail("decoded again"))
+    monkeypatch.setattr("harness.data.datasets.images.decode", lambda *arguments: pytest.fail("decoded again"))
     images(folder)
 
 
@@ -205,7 +205,7 @@ def archive(tmp_path, monkeypatch):
         tar.addfile(info, io.BytesIO(content))
         listed[name] = hashlib.md5(content).hexdigest()
 
-    path = tmp_path / cifar10.ARCHIVE
+    path = tmp_path / ARCHIVE
     with tarfile.open(path, "w:gz") as tar:
         for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
             pixels = generator.integers(0, 255, (20, 3072), dtype=np.uint8)
@@ -220,7 +220,7 @@ def archive(tmp_path, monkeypatch):
 
 
 def test_cifar10_from_its_archive(archive):
-    data = datasets.load(Data(name="cifar10", root=archive.parent))
+    data = load_dataset(Data(name="cifar10", root=archive.parent))
     assert (len(data.train), len(data.validation), len(data.test)) == (90, 10, 20)
     assert data.train.images.shape == (100, 32, 32, 3)
     assert data.classes[3] == "class 3"
@@ -230,7 +230,7 @@ def test_cifar10_is_not_unpickled_before_its_digest_is_right(archive, monkeypatc
     archive.write_bytes(archive.read_bytes()[:-10] + b"0123456789")
     monkeypatch.setattr(pickle, "load", lambda *arguments, **options: pytest.fail("unpickled"))
     with pytest.raises(BadInput, match="has SHA-256"):
-        datasets.load(Data(name="cifar10", root=archive.parent))
+        load_dataset(Data(name="cifar10", root=archive.parent))
 
 
 def test_cifar10_without_network_names_the_ways_out(tmp_path, monkeypatch):
@@ -239,7 +239,7 @@ def test_cifar10_without_network_names_the_ways_out(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     monkeypatch.setattr(cifar10, "SHA256", "0" * 64)
     with pytest.raises(BadInput, match=r"put it there, or use data\.name=digits .* data\.name=images"):
-        datasets.identity(Data(name="cifar10", root=tmp_path / "new"))
+        dataset_identity(Data(name="cifar10", root=tmp_path / "new"))
 
 
 @pytest.mark.cifar10
@@ -253,7 +253,7 @@ def test_real_cifar10_images(cifar10_folder):
 
 def test_chosen_classes():
     """Only they are there, in the order that was asked for, and it is another data set."""
-    whole, some = datasets.load(Data(name="digits")), datasets.load(Data(name="digits", classes=["7", "3"]))
+    whole, some = load_dataset(Data(name="digits")), load_dataset(Data(name="digits", classes=["7", "3"]))
     assert some.classes == ("7", "3")
     for name in ("train", "validation", "test"):
         part, all_of_it = getattr(some, name), getattr(whole, name)
@@ -263,12 +263,12 @@ def test_chosen_classes():
         assert set(original[part.labels[part.rows] == 1]) == {3}
         assert len(part) == np.isin(all_of_it.labels[all_of_it.rows], (3, 7)).sum()
     assert some.fingerprint != whole.fingerprint
-    assert some.fingerprint != datasets.load(Data(name="digits", classes=["3", "7"])).fingerprint
-    limited = datasets.load(Data(name="digits", classes=["7", "3"], limit=20))
+    assert some.fingerprint != load_dataset(Data(name="digits", classes=["3", "7"])).fingerprint
+    limited = load_dataset(Data(name="digits", classes=["7", "3"], limit=20))
     assert len(limited.train) + len(limited.validation) + len(limited.test) <= 3 * 2 * 20
 
 
 @pytest.mark.parametrize(("classes", "told"), [(["7", "x"], "no such class"), (["7", "7"], "given twice")])
 def test_classes_that_cannot_be(classes, told):
     with pytest.raises(BadInput, match=told):
-        datasets.load(Data(name="digits", classes=classes))
+        load_dataset(Data(name="digits", classes=classes))

@@ -13,16 +13,16 @@ from networks import SIDE, network, plain
 from PIL import Image
 
 from export import SERVED_BY, Artifact, parity
-from export.__main__ import export_winner
+from export.exporter import export_winner
 from export.formats import FORMATS, NotPossible, Source, with_normalization
-from export.onnx import save, to_onnx
+from export.onnx import save_onnx, to_onnx
 from export.rewrite import rewrite
 from export.runtimes import Unavailable
-from harness import checkpoint, plugins, results
-from harness.batches import Normalizer
-from harness.config import Export, Normalization, Trial
-from harness.progress import Progress
-from harness.results import RunDirectory
+from harness.config import Export, Normalization, Trial, plugins
+from harness.data.batches import Normalizer
+from harness.run import storage, system
+from harness.run.directory import RunDirectory
+from harness.run.progress import Progress
 
 
 def answers(path, images):
@@ -33,14 +33,14 @@ def answers(path, images):
 @pytest.mark.parametrize("name", plugins.names("architectures"))
 def test_every_network_answers_the_same(name, tmp_path):
     original, path = network(name), tmp_path / "model.onnx"
-    save(plain(name), path, 20)
+    save_onnx(plain(name), path, 20)
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]  # weights inside, no temporary file left
     assert {entry.domain: entry.version for entry in onnx.load(path).opset_import}[""] == 20
     for batch in (1, 2, 3, 7, 64):
         images = torch.randn(batch, 3, SIDE, SIDE)
         with torch.inference_mode():
             expected = original(images).numpy()
-        found = parity.compare(answers(path, images.numpy()), expected, np.zeros(batch, int))
+        found = parity.compare_logits(answers(path, images.numpy()), expected, np.zeros(batch, int))
         assert found.passed, found
 
 
@@ -60,10 +60,10 @@ def test_a_wrong_rewrite_is_caught(tmp_path, monkeypatch, cut):
     monkeypatch.setattr("export.rewrite.CUT", cut)
     original, path, images = network("final"), tmp_path / "model.onnx", torch.randn(7, 3, SIDE, SIDE)
     original[-1].weight.data *= 100  # logits as large as those of a trained network
-    save(rewrite(to_onnx(original, torch.randn(2, 3, SIDE, SIDE), 20)), path, 20)
+    save_onnx(rewrite(to_onnx(original, torch.randn(2, 3, SIDE, SIDE), 20)), path, 20)
     with torch.inference_mode():
         expected = original(images).numpy()
-    assert parity.compare(answers(path, images.numpy()), expected, np.zeros(7, int)).passed == (cut == 20.0)
+    assert parity.compare_logits(answers(path, images.numpy()), expected, np.zeros(7, int)).passed == (cut == 20.0)
 
 
 @pytest.mark.parametrize("fault", ["none", "mean and deviation exchanged", "channels reversed"])
@@ -76,11 +76,11 @@ def test_normalisation_inside_the_graph(tmp_path, fault):
     }
     original, path = network("model1"), tmp_path / "uint8.onnx"
     images = torch.randint(0, 256, (5, SIDE, SIDE, 3), dtype=torch.uint8)
-    save(with_normalization(plain("model1"), wrong[fault]), path, 20)
+    save_onnx(with_normalization(plain("model1"), wrong[fault]), path, 20)
     mean, std = (torch.tensor(v)[:, None, None] for v in (right.mean, right.std))
     with torch.inference_mode():
         expected = original((images.permute(0, 3, 1, 2) / 255 - mean) / std).numpy()
-    assert parity.compare(answers(path, images.numpy()), expected, np.zeros(5, int)).passed == (fault == "none")
+    assert parity.compare_logits(answers(path, images.numpy()), expected, np.zeros(5, int)).passed == (fault == "none")
     assert (
         plain("model1").graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     )  # the given one is left alone
@@ -105,13 +105,13 @@ def test_every_network_in_every_format(name, kind, tmp_path):
     for uint8 in (False, True):
         file = made.file(uint8)
         made.save(model, tmp_path / file, source, uint8)
-        manifest = {"environment": results.environment(), "files": {file: {}}}
+        manifest = {"environment": system.environment().to_json(), "files": {file: {}}}
         load = plugins.load("export.runtimes", SERVED_BY[made.kind], "load")
         predict = load(Artifact(tmp_path, manifest, file), "cpu", 2)
         logits = predict(pixels.numpy() if uint8 else images)
         strided = (pixels.numpy() if uint8 else images).swapaxes(1, 2).copy().swapaxes(1, 2)
         assert np.array_equal(predict(strided), logits)
-        found = parity.compare(logits, expected, labels, None if made.exact else 0.99)
+        found = parity.compare_logits(logits, expected, labels, None if made.exact else 0.99)
         assert found.passed, found
         assert np.abs(logits - expected).max() < 0.3 * np.abs(expected).max()
         assert predict((pixels.numpy() if uint8 else images)[:1]).shape == (1, 10)
@@ -123,7 +123,7 @@ def test_every_network_in_every_format(name, kind, tmp_path):
 @pytest.mark.parametrize("opset", [18, 21])
 def test_opset_is_the_one_asked_for(tmp_path, opset):
     path = tmp_path / "model.onnx"
-    save(to_onnx(network("baseline"), torch.randn(2, 3, SIDE, SIDE), opset), path, opset)
+    save_onnx(to_onnx(network("baseline"), torch.randn(2, 3, SIDE, SIDE), opset), path, opset)
     assert {entry.domain: entry.version for entry in onnx.load(path).opset_import}[""] == opset
 
 
@@ -132,14 +132,14 @@ def test_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     path.write_text("old")
     monkeypatch.setattr("onnx.checker.check_model", lambda *a, **k: (_ for _ in ()).throw(ValueError("bad graph")))
     with pytest.raises(ValueError, match="bad graph"):
-        save(to_onnx(network("baseline"), torch.randn(2, 3, SIDE, SIDE), 20), path, 20)
+        save_onnx(to_onnx(network("baseline"), torch.randn(2, 3, SIDE, SIDE), 20), path, 20)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_parity_of_known_logits():
     reference = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.4999]])
-    found = parity.compare(reference + [[0, 0], [1e-4, 0], [0, 2e-4]], reference, np.array([0, 1, 1]))
+    found = parity.compare_logits(reference + [[0, 0], [1e-4, 0], [0, 2e-4]], reference, np.array([0, 1, 1]))
     assert found.max_logit_difference == pytest.approx(2e-4)
     assert (found.disagreeing, found.uncertain) == ([2], [2])
     assert (found.accuracy, found.torch_accuracy) == (1.0, pytest.approx(2 / 3))
@@ -151,7 +151,7 @@ def test_parity_catches_one_wrong_logit(fault):
     reference = np.random.default_rng(0).normal(size=(100, 10))
     wrong = reference.copy()
     wrong[37, 4] += fault
-    assert not parity.compare(wrong, reference, np.zeros(100, int)).passed
+    assert not parity.compare_logits(wrong, reference, np.zeros(100, int)).passed
 
 
 def test_parity_catches_a_changed_weight(tmp_path):
@@ -161,13 +161,13 @@ def test_parity_catches_a_changed_weight(tmp_path):
         expected = original(images).numpy()
     with torch.no_grad():
         next(original.parameters())[0, 0, 0, 0] += 0.05
-    save(to_onnx(original, images, 20), path, 20)
-    assert not parity.compare(answers(path, images.numpy()), expected, np.zeros(16, int)).passed
+    save_onnx(to_onnx(original, images, 20), path, 20)
+    assert not parity.compare_logits(answers(path, images.numpy()), expected, np.zeros(16, int)).passed
 
 
 def test_confusion_counts_every_image():
     logits = np.eye(3)[[0, 1, 1, 2]]
-    assert parity.confusion(logits, np.array([0, 0, 1, 2])).tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    assert parity.confusion_counts(logits, np.array([0, 0, 1, 2])).tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_every_runtime_answers_like_the_reference(name, exported):
     except Unavailable as reason:
         pytest.skip(str(reason))
     if plugins.load("export.runtimes", name, "PRECISION", "float32") == "float32":
-        assert parity.compare(predict(images), reference(images), np.zeros(9, int)).passed
+        assert parity.compare_logits(predict(images), reference(images), np.zeros(9, int)).passed
     else:
         assert np.abs(predict(images) - reference(images)).max() < 0.05 * np.abs(reference(images)).max()
 
@@ -249,7 +249,7 @@ def test_manifest_agrees_with_the_files(exported):
     onnx_files = {FORMATS[kind].file(uint8) for kind in Export().formats for uint8 in (False, True)}
     assert set(manifest["files"]) == {"model.safetensors", *onnx_files}
     for name, entry in manifest["files"].items():
-        assert checkpoint.sha256(folder / name) == entry["sha256"]
+        assert storage.sha256(folder / name) == entry["sha256"]
         assert entry["bytes"] == (folder / name).stat().st_size
     names = {"images", "accuracy", "torch_accuracy", "top1_agreement", "max_logit_difference"}
     for name in onnx_files:
@@ -306,14 +306,14 @@ def test_accuracy_within_what_is_allowed():
     reference[0] = [0.0, 1.0]
     logits = reference.copy()
     logits[[0, 1, 2, 3]] = logits[[0, 1, 2, 3], ::-1]
-    found = parity.compare(logits, reference, labels, allowed_drop=0.01)
+    found = parity.compare_logits(logits, reference, labels, allowed_drop=0.01)
     assert (found.lost, found.gained) == (3, 1)
     assert found.accuracy_change.mean == pytest.approx(-0.002)
     assert found.mcnemar_p == pytest.approx(0.625)  # two-sided: 2 * (4 + 1) / 16
     assert found.passed
-    assert not parity.compare(logits, reference, labels, allowed_drop=0.004).passed
-    assert not parity.compare(logits, reference, labels).passed
-    assert not parity.compare(np.full_like(logits, np.nan), reference, labels, allowed_drop=1.0).passed
+    assert not parity.compare_logits(logits, reference, labels, allowed_drop=0.004).passed
+    assert not parity.compare_logits(logits, reference, labels).passed
+    assert not parity.compare_logits(np.full_like(logits, np.nan), reference, labels, allowed_drop=1.0).passed
 
 
 def test_a_format_that_is_not_possible_is_listed_as_absent(small_run, tmp_path, monkeypatch):

@@ -5,12 +5,15 @@ import os
 import pytest
 import torch
 
-from harness import features, plugins
-from harness.batches import Part
 from harness.config import Augmentation, Data, Trial
-from harness.evaluation import evaluate_test
-from harness.execution import Plan
-from harness.trial import Job, train
+from harness.data.batches import DeviceSplit
+from harness.training import features
+from harness.training.evaluation import evaluate_test
+from harness.training.execution import ExecutionPlan
+from harness.training.features import are_cached, cached_features
+from harness.training.job import TrainingJob
+from harness.training.loop import train_job
+from harness.training.network import build_network
 
 FROZEN = ("conv1", "bn1", "layer1", "layer2", "layer3")
 
@@ -33,9 +36,9 @@ def own_features(tmp_path, monkeypatch):
 
 
 def result(config: Trial, digits: Data, folder=None):
-    record = train(Job(config, digits, folder=folder, read_test=True))
-    assert record["status"] == "finished", record.get("error")
-    return record["metrics"], record.get("weights_sha256")
+    record = train_job(TrainingJob(config, digits, folder=folder, read_test=True))
+    assert record.status == "finished", record.error
+    return record.metrics, record.weights_sha256
 
 
 @pytest.mark.slow
@@ -57,17 +60,21 @@ def test_other_frozen_weights_have_other_features(digits, own_features):
     """From another seed the frozen part is another one."""
     config = trial(options={"resize": 0}, epochs=1)
     for seed in (0, 1):
-        train(Job(config, digits, seed=seed))
+        train_job(TrainingJob(config, digits, seed=seed))
     assert len(list(own_features.glob("*.pt"))) == 4
-    train(Job(config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": 1e-2})}), digits))
+    train_job(
+        TrainingJob(config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": 1e-2})}), digits)
+    )
     assert len(list(own_features.glob("*.pt"))) == 4
 
 
 def test_what_is_trained_does_not_change_the_features(digits, own_features):
     """Test images' too, which are read with the trained weights."""
     for rate in (1e-3, 1e-2):
-        train(
-            Job(trial(options={"resize": 0}, epochs=1, optimizer={"name": "adam", "lr": rate}), digits, read_test=True)
+        train_job(
+            TrainingJob(
+                trial(options={"resize": 0}, epochs=1, optimizer={"name": "adam", "lr": rate}), digits, read_test=True
+            )
         )
     assert len(list(own_features.glob("*.pt"))) == 3
 
@@ -82,7 +89,7 @@ def test_what_is_trained_does_not_change_the_features(digits, own_features):
     ],
 )
 def test_the_frozen_prefix(frozen, prefix):
-    network = plugins.build_network(trial(options={"resize": 0, "frozen": list(frozen)}), 10, 32)
+    network = build_network(trial(options={"resize": 0, "frozen": list(frozen)}), 10, 32)
     assert network.frozen_prefix == tuple(f"network.{name}" for name in prefix)
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
@@ -91,11 +98,11 @@ def test_the_frozen_prefix(frozen, prefix):
 
 
 def test_where_nothing_is_cached():
-    network = plugins.build_network(trial(options={"resize": 0}), 10, 32)
+    network = build_network(trial(options={"resize": 0}), 10, 32)
 
     def cached(network, **changes):
         config = trial(**{"compile": "off"} | changes)
-        return features.are_cached(network, config, Plan.of(config, torch.device("cpu")))
+        return are_cached(network, config, ExecutionPlan.of(config, torch.device("cpu")))
 
     assert cached(network)
     assert not cached(network, cache_features=False)
@@ -107,13 +114,13 @@ def test_where_nothing_is_cached():
 @pytest.mark.parametrize("fault", ["cut short", "of another network", "no tensor"])
 def test_features_that_are_wrong_are_computed_anew(tmp_path, fault):
     images = torch.randint(0, 256, (10, 4, 4, 3), dtype=torch.uint8)
-    part = Part(images, torch.zeros(10), torch.arange(10))
+    part = DeviceSplit(images, torch.zeros(10), torch.arange(10))
     file = tmp_path / "features.pt"
 
     def answer(batch):
         return batch.float() * 2
 
-    right = features.kept(file, part, 4, answer).clone()
+    right = cached_features(file, part, 4, answer).clone()
     assert torch.equal(right, images.float() * 2)
     if fault == "cut short":
         file.write_bytes(file.read_bytes()[:500])
@@ -121,15 +128,15 @@ def test_features_that_are_wrong_are_computed_anew(tmp_path, fault):
         torch.save(right + 1, file)
     else:
         file.write_text("text")
-    assert torch.equal(features.kept(file, part, 4, answer), right)
+    assert torch.equal(cached_features(file, part, 4, answer), right)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["features.lock", "features.pt"]
 
 
 def test_a_disk_that_takes_none_costs_no_result(tmp_path, monkeypatch):
     """The test set is read after the last checkpoint."""
     images = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8)
-    part = Part(images, torch.arange(6), torch.arange(6))
-    network = plugins.build_network(trial(options={"resize": 0}), 10, 32)
+    part = DeviceSplit(images, torch.arange(6), torch.arange(6))
+    network = build_network(trial(options={"resize": 0}), 10, 32)
     (tmp_path / "file").touch()
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file"))
     found = [
@@ -140,11 +147,11 @@ def test_a_disk_that_takes_none_costs_no_result(tmp_path, monkeypatch):
 
 
 def test_there_is_room_for_so_many(tmp_path, monkeypatch):
-    part = Part(torch.zeros(8, 4, 4, 3, dtype=torch.uint8), torch.zeros(8), torch.arange(8))
+    part = DeviceSplit(torch.zeros(8, 4, 4, 3, dtype=torch.uint8), torch.zeros(8), torch.arange(8))
     monkeypatch.setattr(features, "KEPT_BYTES", 10_000)  # each takes some 3 KB
     for number in range(5):
         file = tmp_path / f"{number}.pt"
-        features.kept(file, part, 4, lambda batch: batch.float())
+        cached_features(file, part, 4, lambda batch: batch.float())
         os.utime(file, (number, number))
     assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["2.pt", "3.pt", "4.pt"]
 
@@ -156,6 +163,6 @@ def test_later_trials_are_faster(own_features):
     data, config = Data(name="digits", limit=40), trial(options=options, batch_size=32, compile="off")
     seconds = {}
     for name, changes in (("first", {}), ("later", {}), ("plain", {"cache_features": False})):
-        timing = train(Job(config.model_copy(update=changes), data))["timing"]
+        timing = train_job(TrainingJob(config.model_copy(update=changes), data)).timing
         seconds[name] = timing["train_seconds"] + timing["validate_seconds"]
     assert seconds["later"] < seconds["plain"] / 3

@@ -8,12 +8,15 @@ from stand_ins import CUDA
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from harness import plugins, step
-from harness.batches import Draws, Normalizer, Part
-from harness.config import Trial
-from harness.evaluation import Evaluation
-from harness.execution import Plan
-from harness.step import CapturedStep, Step
+from harness.config import Trial, plugins
+from harness.data.augmentation import Draws
+from harness.data.batches import DeviceSplit, Normalizer
+from harness.training import step
+from harness.training.compilation import to_device
+from harness.training.evaluation import Evaluation
+from harness.training.execution import ExecutionPlan
+from harness.training.network import build_network
+from harness.training.step import CapturedStep, Step
 
 NETWORKS = plugins.names("architectures")
 SMALL = {
@@ -44,11 +47,11 @@ def trial_of(name: str, optimizer: str, precision: str, augmented: bool = True, 
     return Trial.model_validate({"architecture": name, **fixed, **chosen, **changes})
 
 
-def part_on(device: torch.device) -> Part:
+def part_on(device: torch.device) -> DeviceSplit:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 10, (16,), generator=generator)
-    return Part(images.to(device), labels.to(device), torch.arange(16).to(device))
+    return DeviceSplit(images.to(device), labels.to(device), torch.arange(16).to(device))
 
 
 SCALER = {"scale": 2.0**16, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 0}
@@ -57,12 +60,12 @@ SCALER = {"scale": 2.0**16, "growth_factor": 2.0, "backoff_factor": 0.5, "growth
 def train_on_fake_cuda(patch: pytest.MonkeyPatch, trial: Trial, tensor_rate: bool, planted: nn.Module | None = None):
     """Two steps, an evaluation, and two more of a step that goes on from the first one's state."""
     stand_ins.fake_cuda(patch)
-    plan = Plan("cuda", trial.precision, "off", "channels_last", 1)
+    plan = ExecutionPlan("cuda", trial.precision, "off", "channels_last", 1)
     with FakeTensorMode():
         part = part_on(CUDA)
 
         def made() -> Step:
-            network = plugins.build_network(trial, 10, 32)
+            network = build_network(trial, 10, 32)
             if planted is not None:
                 network = nn.Sequential(network, planted)
             network = stand_ins.to_fake_cuda(network).train()
@@ -135,13 +138,13 @@ def trained(
     kind: type[Step], trial: Trial, steps: int = 4, resumed_at: int | None = None, started_over_at: int | None = None
 ):
     """(sums after each step, state and scale of the loss at the end), the learning rate changing from step to step."""
-    plan = Plan("cpu", trial.precision, "off", "channels_last", 1)
+    plan = ExecutionPlan("cpu", trial.precision, "off", "channels_last", 1)
     part, cpu = part_on(torch.device("cpu")), torch.device("cpu")
     draws = Draws.of(part.rows, trial, 3)
 
     def made() -> Step:
         torch.manual_seed(0)
-        network = step.to_device(plugins.build_network(trial, 10, 32), cpu).train()
+        network = to_device(build_network(trial, 10, 32), cpu).train()
         one = kind(network, network, Normalizer(trial.normalization, cpu), trial, plan, cpu)
         if one.scaler.is_enabled():
             one.scaler.set_growth_interval(1)  # it doubles with each step
@@ -224,8 +227,8 @@ def test_dropout_is_captured_anew(monkeypatch):
     stand_ins.recorded_graphs(monkeypatch)
     trial = trial_of("baseline", "sgd", "float32", options=SMALL["baseline"] | {"dropout": 0.5})
     part, cpu = part_on(torch.device("cpu")), torch.device("cpu")
-    network = step.to_device(plugins.build_network(trial, 10, 32), cpu).eval()
-    plan = Plan("cpu", "float32", "off", "channels_last", 1)
+    network = to_device(build_network(trial, 10, 32), cpu).eval()
+    plan = ExecutionPlan("cpu", "float32", "off", "channels_last", 1)
     captured = CapturedStep(network, network, Normalizer(trial.normalization, cpu), trial, plan, cpu)
     batch = Draws.of(part.rows, trial, 0).batch(0, BATCH)
     losses = {float(captured(part, batch, 0.0)[0]) for _ in range(3)}
@@ -247,7 +250,7 @@ def test_a_network_is_one_graph_for_the_compiler(name):
         return graph.forward
 
     torch._dynamo.reset()
-    network = plugins.build_network(trial, 10, 32)
+    network = build_network(trial, 10, 32)
     compiled = torch.compile(network, backend=counted, dynamic=False, fullgraph=True)
     for training in (True, False):
         network.train(training)

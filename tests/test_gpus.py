@@ -13,12 +13,13 @@ from conftest import TOP, asks_for_gpu, command
 from networks import network
 from torch import nn
 
+from benchmarks.arms.measure import trials_at_once
 from benchmarks.arms.plain import precision
-from benchmarks.training import summarize, trials_at_once
+from benchmarks.arms.summary import summarize_arms
 from export.onnx import to_onnx
-from harness import gpus, results
 from harness.config import Resources
-from harness.step import to_device
+from harness.run import gpus, system
+from harness.training.compilation import to_device
 
 CUDA = torch.device("cuda", 0)
 
@@ -175,7 +176,7 @@ def test_gpus_that_pytorch_cannot_use_are_told(nvml, monkeypatch):
 
 def test_without_a_gpu_nothing_is_said():
     assert gpus.usable() == 0
-    assert results.environment()["gpus"] == {}
+    assert system.environment().gpus == {}
     assert gpus.peak_memory(torch.device("cpu")) == {}
 
 
@@ -224,7 +225,7 @@ def test_utilisation_is_of_the_rate_that_an_arm_can_reach():
     rows = [row | {"precision": "tf32"}, row | {"precision": "tf32"}]
     rows += [{**one, "arm": "harness", "precision": "float16"} for one in rows]
     rates = {"float32": 5e13, "tf32": 4e14, "bfloat16": 8e14, "float16": 7e14}
-    found = summarize(rows, {"training": 8e10, "trial": 1e16}, rates).set_index("arm")
+    found = summarize_arms(rows, {"training": 8e10, "trial": 1e16}, rates).set_index("arm")
     assert found.loc["plain", "mfu_step"] == pytest.approx(0.2)
     assert found.loc["plain", "mfu_trial"] == pytest.approx(0.25)
     assert found.loc["harness", "mfu_step"] == pytest.approx(8e13 / 7e14)
@@ -245,8 +246,8 @@ def test_a_worker_compiles_with_its_own_threads():
     settings = "TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_VEC_ISA_OK"
     lines = [
         f"import os; [os.environ.pop(name, None) for name in {settings}]",
-        "from harness.worker import Worker",
-        "worker = object.__new__(Worker)",
+        "from harness.search.worker import TrialWorker",
+        "worker = object.__new__(TrialWorker)",
         "worker.start = lambda *_: None",
         "worker.setup({'threads': 3})",
         "import torch._inductor.config as config",

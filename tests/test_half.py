@@ -10,8 +10,7 @@ from export import half
 from export.formats import FORMATS, NotPossible, Source
 from export.rewrite import rewrite
 from export.runtimes.onnxruntime import shape_nodes
-from harness import plugins
-from harness.config import Export, Normalization
+from harness.config import Export, Normalization, plugins
 
 IMAGES = 32
 
@@ -33,7 +32,7 @@ def test_every_network_answers_in_half_precision(name):
     with torch.inference_mode():
         exact = source.network.double()(torch.from_numpy(source.validation).double()).numpy()
     scale = np.abs(exact).max()
-    assert np.abs(half.answers(model, source.validation) - exact).max() < 0.02 * scale
+    assert np.abs(half.float16_logits(model, source.validation) - exact).max() < 0.02 * scale
     assert told["float16_arithmetic"]["max_logit_difference"] < 0.02 * scale
     # Nothing but the images and the logits is cast: whatever stays in float32 would cost two casts and its speed.
     casts = [node for node in model.graph.node if node.op_type == "Cast"]
@@ -47,7 +46,7 @@ def test_the_evaluator_answers_like_pytorch(name):
     source = source_of(name)
     with torch.inference_mode():
         expected = source.network(torch.from_numpy(source.validation)).numpy()
-    found = half.answers(source.plain(), source.validation)
+    found = half.float16_logits(source.plain(), source.validation)
     assert np.abs(found - expected).max() < 1e-4 * max(1.0, np.abs(expected).max())
 
 
@@ -60,7 +59,7 @@ def test_what_overflows_is_not_exported():
 
     source._plain = to_onnx(source.network, source.example, 20)
     model, _ = FORMATS["onnx_fp16"].make(source)
-    assert np.isfinite(half.answers(model, source.validation)).all()
+    assert np.isfinite(half.float16_logits(model, source.validation)).all()
     source._plain = rewrite(source.plain())
     with pytest.raises(NotPossible, match="overflows float16"):
         FORMATS["onnx_fp16"].make(source)
@@ -77,7 +76,7 @@ def test_sums_are_in_float32_and_results_in_float16():
         one.CopyFrom(model)
         one.graph.initializer.append(weights)
         del one.graph.input[1]
-        assert half.answers(one, np.ones((1, count), np.float16)).item() == expected
+        assert half.float16_logits(one, np.ones((1, count), np.float16)).item() == expected
 
 
 @pytest.mark.parametrize("name", plugins.names("architectures"))

@@ -6,10 +6,10 @@ import torch
 from conftest import command, records
 from PIL import Image
 
-from harness import pictures, plugins
-from harness.config import Trial
-from harness.errors import BadInput
-from harness.inspect import seen
+from harness.config import BadInput, Trial, plugins
+from harness.reporting import pictures
+from harness.reporting.inspection import seen
+from harness.training.network import build_network
 
 SMALL = {
     "transfer": {"resize": 32},
@@ -20,7 +20,7 @@ SMALL = {
 
 @pytest.mark.parametrize("name", plugins.names("architectures"))
 def test_every_architecture(name):
-    network = plugins.build_network(Trial(architecture=name, options=SMALL.get(name, {})), 10, 32)
+    network = build_network(Trial(architecture=name, options=SMALL.get(name, {})), 10, 32)
     images = torch.randn(1, 3, 32, 32)
     logits, found = seen(network, images)
     with torch.inference_mode():
@@ -36,7 +36,7 @@ def test_every_architecture(name):
 
 def test_filters_fill_their_range():
     weights = np.random.default_rng(0).normal(size=(5, 3, 3, 3)).astype(np.float32)
-    picture = pictures.filters(weights, "0")
+    picture = pictures.filter_grid(weights, "0")
     shown = [axis.images[0].get_array() for axis in picture.axes if axis.images]
     assert len(shown) == 5
     assert all(one.min() == 0 and one.max() == pytest.approx(1) for one in shown)

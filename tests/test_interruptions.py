@@ -47,16 +47,14 @@ def test_killed_half_way_the_same_command_finishes_the_rest(tmp_path):
     assert f"{4 - len(finished)} trials to run, {len(finished)} done before" in done.stdout
     for path, before in finished.items():
         assert (Path(path).stat().st_mtime_ns, Path(path).read_text()) == before
-    assert [r["status"] for r in records(run)] == ["finished"] * 4
-    assert any(r.get("continued") for r in records(run))
+    assert [r.status for r in records(run)] == ["finished"] * 4
+    assert any(r.continued for r in records(run))
     assert not any(run.glob("trials/*/checkpoint-*"))
 
     untouched = tmp_path / "untouched"
     untouched.mkdir()
     assert command(*arguments, cwd=untouched).returncode == 0
-    equal = [
-        {r["id"]: (r["metrics"], r["weights_sha256"]) for r in records(folder)} for folder in (run, untouched / "run")
-    ]
+    equal = [{r.id: (r.metrics, r.weights_sha256) for r in records(folder)} for folder in (run, untouched / "run")]
     assert equal[0] == equal[1]
 
 
@@ -64,18 +62,18 @@ def test_optuna_and_asha_stop_trials_and_say_so(tmp_path):
     arguments = [*SMALL_RUN, "search.algorithm=optuna", "search.scheduler=asha", "trial.epochs=4", "search.samples=6"]
     done = command(*arguments, "stages=[search,confirm,report]", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    trials = [r for r in records(tmp_path / "run") if r["stage"] == "search"]
-    assert sorted(r["index"] for r in trials) == list(range(6))
-    assert next(r for r in trials if r["index"] == 0)["parameters"] == {}
-    stopped = [r for r in trials if r["status"] == "stopped"]
+    trials = [r for r in records(tmp_path / "run") if r.stage == "search"]
+    assert sorted(r.index for r in trials) == list(range(6))
+    assert next(r for r in trials if r.index == 0).parameters == {}
+    stopped = [r for r in trials if r.status == "stopped"]
     assert stopped
-    assert all(r["stop_reason"] == "asha" and r["metrics"]["epochs"] < 4 for r in stopped)
+    assert all(r.stop_reason == "asha" and r.metrics.epochs < 4 for r in stopped)
     assert "stopped by asha" in (tmp_path / "run" / "report" / "index.html").read_text()
     arguments[-1] = "search.samples=7"
     more = command(*arguments, "stages=[search]", cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert "1 samples to run with Optuna, 6 done before" in more.stdout
-    drawn = [json.dumps(r["parameters"]) for r in records(tmp_path / "run") if r["stage"] == "search"]
+    drawn = [json.dumps(r.parameters) for r in records(tmp_path / "run") if r.stage == "search"]
     assert len(set(drawn)) == 7
 
 
@@ -85,9 +83,9 @@ def test_time_budget_ends_in_good_order(tmp_path):
     assert done.returncode == 0, done.stderr
     trials = records(tmp_path / "run")
     assert trials
-    assert {(r["status"], r["stop_reason"]) for r in trials} == {("stopped", "time budget")}
-    assert all(r["metrics"]["epochs"] > 0 and r["metrics"]["val_accuracy"] > 0 for r in trials)
-    assert all(r["environment"]["threads"] >= 1 and r["timing"]["wall_seconds"] > 0 for r in trials)
+    assert {(r.status, r.stop_reason) for r in trials} == {("stopped", "time budget")}
+    assert all(r.metrics.epochs > 0 and r.metrics.val_accuracy > 0 for r in trials)
+    assert all(r.environment.threads >= 1 and r.timing.wall_seconds > 0 for r in trials)
 
 
 def test_sigterm_and_sigint_end_with_their_codes(tmp_path):
@@ -133,8 +131,8 @@ def test_cluster_of_two_nodes(tmp_path):
         finally:
             cluster.shutdown()
     trials = records(tmp_path / "run")
-    assert [r["status"] for r in trials] == ["finished"] * 4
-    assert {r["environment"]["threads"] for r in trials} == {1}
+    assert [r.status for r in trials] == ["finished"] * 4
+    assert {r.environment.threads for r in trials} == {1}
 
 
 def test_a_worker_that_dies_is_started_again(tmp_path):
@@ -157,9 +155,9 @@ def test_a_worker_that_dies_is_started_again(tmp_path):
         time.sleep(0.05)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    assert "its process died; goes on from its last checkpoint" in output, output
-    assert [r["status"] for r in records(run)] == ["finished"] * 4
-    assert any(r.get("continued") for r in records(run))
+    assert "its process died; continues from its last checkpoint" in output, output
+    assert [r.status for r in records(run)] == ["finished"] * 4
+    assert any(r.continued for r in records(run))
 
 
 def test_a_trial_that_always_kills_its_worker_fails_with_the_reason(tmp_path):
@@ -175,6 +173,6 @@ def test_a_trial_that_always_kills_its_worker_fails_with_the_reason(tmp_path):
     done = command(*arguments, cwd=tmp_path)
     assert done.returncode == 1, done.stdout
     (record,) = records(tmp_path / "run")
-    assert record["status"] == "failed"
-    assert "died" in record["error"]
-    assert (tmp_path / "run" / "trials" / record["id"] / "error.txt").read_text()
+    assert record.status == "failed"
+    assert "died" in record.error
+    assert (tmp_path / "run" / "trials" / record.id / "error.txt").read_text()

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from harness import kernels, native, plugins
-from harness.config import Trial
-from harness.kernels import ActivatedPooling, Activation, PooledConvolution, WinogradConvolution, fuse
+from harness.config import Trial, plugins
+from harness.cpu_kernels import build, functions
+from harness.cpu_kernels.fuse import ActivatedPooling, Activation, PooledConvolution, WinogradConvolution, fuse
+from harness.training.network import build_network
 
 OPTIONS = {"transfer": {"resize": 32}}
 
@@ -84,7 +85,7 @@ def test_mish_of_much():
 
 def network(name):
     torch.manual_seed(0)
-    return plugins.build_network(Trial(architecture=name, options=OPTIONS.get(name, {})), 10, 32)
+    return build_network(Trial(architecture=name, options=OPTIONS.get(name, {})), 10, 32)
 
 
 @pytest.mark.parametrize("name", plugins.names("architectures"))
@@ -109,7 +110,7 @@ def test_what_is_replaced():
 )
 def test_cook_toom_is_exact(m, r, points):
     """Minimal filtering in rational numbers is the correlation itself."""
-    a, g, b = native.cook_toom(m, r, [Fraction(p) for p in points.split()])
+    a, g, b = build.cook_toom(m, r, [Fraction(p) for p in points.split()])
     x, w = [Fraction(i * i + 1, 3) for i in range(m + r - 1)], [Fraction(5 - i, 7) for i in range(r)]
     products = [dot(one, w) * dot(other, x) for one, other in zip(g, b, strict=True)]
     assert [dot(row, products) for row in a] == [dot(w, x[i : i + r]) for i in range(m)]
@@ -133,8 +134,8 @@ def dot(one, other):
 def test_convolution_is_pytorchs(monkeypatch, channels, filters, r, padding, side, threads):
     """Outputs and gradients against float64: within 1e-5 of their norm, at any size, some images at a time."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(kernels, "CACHE", 1 << 16)
-    monkeypatch.setattr(kernels, "LEAST_USED", 0.0)
+    monkeypatch.setattr(functions, "CACHE", 1 << 16)
+    monkeypatch.setattr(functions, "LEAST_USED", 0.0)
     torch.manual_seed(0)
     plain = nn.Conv2d(channels, filters, r, padding=padding)
     exact = copy.deepcopy(plain).double()
@@ -291,10 +292,10 @@ def test_what_pytorch_refuses_is_refused(weights, shape):
 
 def test_a_broken_library_is_compiled_again(monkeypatch, tmp_path):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
-    native.library_file().write_bytes(b"")
-    native.library.cache_clear()
+    build.library_file().write_bytes(b"")
+    build.library.cache_clear()
     same(Activation(), nn.Mish(), torch.randn(10), 1e-5)
-    assert native.library_file().stat().st_size
+    assert build.library_file().stat().st_size
 
 
 def test_a_compiler_that_fails_is_an_error(monkeypatch, tmp_path):
@@ -302,10 +303,10 @@ def test_a_compiler_that_fails_is_an_error(monkeypatch, tmp_path):
     (tmp_path / "cc").chmod(0o755)
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", str(tmp_path / "cc"))
-    native.library.cache_clear()
+    build.library.cache_clear()
     try:
         with pytest.raises(RuntimeError, match="cc failed: no such flag"):
-            native.library()
+            build.library()
     finally:
-        native.library.cache_clear()
-    assert not native.library_file().exists()
+        build.library.cache_clear()
+    assert not build.library_file().exists()

@@ -11,15 +11,16 @@ import pytest
 import torch
 from conftest import TOP, command, records
 
-from harness import figures
 from harness.config import Data, Trial
-from harness.ledger import KINDS, Ledger
-from harness.trial import Job, train
+from harness.reporting import figures
+from harness.training.job import TrainingJob
+from harness.training.loop import train_job
+from harness.training.timers import KINDS, Timers
 
 
 def test_every_second_belongs_to_one_kind():
     started = time.perf_counter()
-    ledger = Ledger("queue", started - 1.5)
+    ledger = Timers("queue", started - 1.5)
     for kind in ("imports", "train", "validate", "train", "idle"):
         ledger.enter(kind)
         time.sleep(0.02)
@@ -32,22 +33,22 @@ def test_every_second_belongs_to_one_kind():
 
 def test_a_trials_ledger_is_its_wall_time(digits, tmp_path):
     started = time.perf_counter()
-    job = Job(Trial(architecture="model1", epochs=3), digits, folder=tmp_path, read_test=True)
-    record = train(job, lambda row: time.sleep(0.05))
+    job = TrainingJob(Trial(architecture="model1", epochs=3), digits, folder=tmp_path, read_test=True)
+    record = train_job(job, lambda row: time.sleep(0.05))
     wall = time.perf_counter() - started
-    timing = record["timing"]
+    timing = record.timing
     assert timing["wall_seconds"] == pytest.approx(wall, rel=0.01, abs=0.01)
     assert sum(timing["ledger"].values()) == pytest.approx(timing["wall_seconds"], rel=1e-6)
     assert set(timing["ledger"]) <= set(KINDS)
     assert timing["ledger"]["idle"] >= 5 * 0.05
     assert timing["ledger"]["train"] == pytest.approx(timing["train_seconds"])
-    assert json.loads((tmp_path / "trial.json").read_text())["timing"] == timing
+    assert json.loads((tmp_path / "trial.json").read_text()).timing == timing
 
 
 def test_ledgers_of_a_run(small_run):
     run, _ = small_run
     for record in records(run):
-        ledger = record["timing"]["ledger"]
+        ledger = record.timing.ledger
         assert ("worker start" in ledger) != ("queue" in ledger)  # a new process, or one that stayed
     assert "Where the time of each trial went" in (run / "report" / "index.html").read_text()
     assert (run / "report" / "figures" / "ledger.png").stat().st_size > 10_000
@@ -56,7 +57,7 @@ def test_ledgers_of_a_run(small_run):
 @pytest.mark.parametrize("trials", [3, 60])
 def test_ledger_figure(trials):
     rows = [{"trial": f"t{i}", "kind": kind, "seconds": 1.0 + i} for i in range(trials) for kind in KINDS]
-    figure = figures.ledger(pd.DataFrame(rows))
+    figure = figures.time_breakdown(pd.DataFrame(rows))
     assert figure.axes[0].get_legend() is not None
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert len([label for label in labels if label]) == (trials if trials < 30 else 1)
@@ -80,11 +81,13 @@ def hundred(dropout: float, number: int) -> dict:
 
 def digest(mode: str, number: int) -> list:
     """What trial `number` came to, with the weights in memory."""
-    record = train(
-        Job(Trial(**hundred(0.1 + 0.005 * number, number), compile=mode), Data(name="digits", limit=20), seed=number)
+    record = train_job(
+        TrainingJob(
+            Trial(**hundred(0.1 + 0.005 * number, number), compile=mode), Data(name="digits", limit=20), seed=number
+        )
     )
-    assert record["status"] == "finished", record
-    return [record["metrics"]["val_loss"], record["metrics"]["train_loss"]]
+    assert record.status == "finished", record
+    return [record.metrics.val_loss, record.metrics.train_loss]
 
 
 @pytest.mark.slow
@@ -130,12 +133,12 @@ def test_a_sweep_of_short_trials_is_mostly_training(tmp_path):
     done = command("-m", "harness.tune", "space=sweep.py", "run=run", "stages=[search]", cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     total: dict[str, float] = {}
-    files = {r["id"]: tmp_path / "run" / "trials" / r["id"] / "trial.json" for r in records(tmp_path / "run")}
+    files = {r.id: tmp_path / "run" / "trials" / r.id / "trial.json" for r in records(tmp_path / "run")}
     ends = {name: file.stat().st_mtime for name, file in files.items()}
     for record in records(tmp_path / "run"):
-        ledger, wall = record["timing"]["ledger"], record["timing"]["wall_seconds"]
+        ledger, wall = record.timing.ledger, record.timing.wall_seconds
         if "queue" in ledger:  # it took from the end of another one in its process until its own
-            began = ends[record["id"]] - wall
+            began = ends[record.id] - wall
             assert min(abs(began - end) for end in ends.values()) <= 0.01 * wall + 0.02  # the writing of two files
         for kind, seconds in ledger.items():
             total[kind] = total.get(kind, 0.0) + seconds

@@ -8,50 +8,49 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import cli, report, results, stats
-from harness.plan import resolve
-from harness.plugins import load, load_space
+from harness.config.keys import merge, nested
+from harness.config.plugins import load
+from harness.reporting.page import findings_of, test_of, variants_of
+from harness.run.directory import RunDirectory
+from harness.run.records import TRIAL_FILE, TrialRecord
+from harness.search.resolution import load_space, resolve
+from harness.stats.intervals import Estimate, welch
+from harness.stats.ranking import rank
 from tune_spaces import Space
 
 TOP = Path(__file__).parent.parent
 RESULTS = TOP / "benchmarks" / "results"
-RUN = results.RunDirectory(RESULTS / "published")
-DECAY = results.RunDirectory(RESULTS / "decay")
+RUN = RunDirectory(RESULTS / "published")
+DECAY = RunDirectory(RESULTS / "decay")
 FIRST, NARROWED, PILOT, WARMED = (
-    results.RunDirectory(RESULTS / "recipe" / name) for name in ("first", "narrowed", "pilot", "warmed")
+    RunDirectory(RESULTS / "recipe" / name) for name in ("first", "narrowed", "pilot", "warmed")
 )
 PAGE = TOP / "docs" / "published.md"
 SPACE = load("tune_spaces", "published", "SPACE")
 
 
-def recorded(space: Space) -> dict:
-    """What run.json says of it to the report."""
-    claims = [vars(claim) for claim in space.claims]
-    return {"variants": list(space.variants), "published": space.published, "claims": claims}
+def sentences(space: Space, records: list[TrialRecord]) -> list[str]:
+    return [f"- {finding.sentence}." for finding in findings_of(run_record(space), records)]
 
 
-def sentences(space: Space, records: list[dict]) -> list[str]:
-    return [f"- {finding.sentence}." for finding in report.findings_of(recorded(space), records)]
-
-
-def interval(test: stats.Estimate) -> str:
+def interval(test: Estimate) -> str:
     return f"{test.mean:.4f} [{test.low:.4f}, {test.high:.4f}]"
 
 
 def published() -> list[str]:
     """Rows of the table, and what became of the claims."""
-    machines = {r["variant"]: r["environment"]["cpu"] for r in RUN.trials()}
+    machines = {r.variant: r.environment.cpu for r in RUN.trials()}
     lines = []
-    for one in report.variants_of(recorded(SPACE), RUN.trials()):
-        published = one["published"]
+    for one in variants_of(run_record(SPACE), RUN.trials()):
+        published = one.published
         cells = [
-            f"`{one['variant']}`",
+            f"`{one.variant}`",
             "" if published is None else f"{published:.4f}",
-            interval(one["test"]),
-            str(one["test"].n),
-            f"{one['epochs']:.1f}",
-            f"{one['seconds']:,.0f}",
-            machines[one["variant"]],
+            interval(one.test),
+            str(one.test.n),
+            f"{one.epochs:.1f}",
+            f"{one.seconds:,.0f}",
+            machines[one.variant],
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines + sentences(SPACE, RUN.trials())
@@ -64,7 +63,7 @@ def blocks() -> list[str]:
 def transferred(name: str) -> list[dict]:
     """Records of a table under results/transfer."""
     rows = pd.read_csv(RESULTS / "transfer" / f"{name}.csv").to_dict("records")
-    return [cli.nested({str(key): value for key, value in row.items()}) for row in rows]
+    return [nested({str(key): value for key, value in row.items()}) for row in rows]
 
 
 def transfer() -> list[str]:
@@ -73,7 +72,7 @@ def transfer() -> list[str]:
     shown: dict = {}
     exec(block, shown)
     space, records = shown["SPACE"], transferred("transfer")
-    ends = [f"| {interval(v['test'])} | {v['seconds']:.0f} |" for v in report.variants_of(recorded(space), records)]
+    ends = [f"| {interval(v.test)} | {v.seconds:.0f} |" for v in variants_of(run_record(space), records)]
     return ends + sentences(space, records)
 
 
@@ -81,21 +80,21 @@ def recipe() -> list[str]:
     """Rows of its table, the samples that ASHA left; its sentences about all else."""
     lines = []
     for run, name in ((FIRST, "wide"), (NARROWED, "narrowed"), (WARMED, "warmed")):
-        searched = [record for record in run.trials() if record["stage"] == "search"]
-        for record in sorted(searched, key=lambda r: r["index"]):
-            config, metrics = record["config"], record["metrics"]
+        searched = [record for record in run.trials() if record.stage == "search"]
+        for record in sorted(searched, key=lambda r: r.index):
+            config, metrics = record.config, record.metrics
             values = (config["optimizer"]["lr"], config["optimizer"]["weight_decay"], config["label_smoothing"])
-            cells = [f"{name}, {record['index']}", *(f"{v:.2g}" for v in (*values, config["options"]["dropout"]))]
+            cells = [f"{name}, {record.index}", *(f"{v:.2g}" for v in (*values, config["options"]["dropout"]))]
             cells += [f"{config['augmentation']['crop_padding']}", f"{config['schedule']['warmup_epochs']:g}"]
             cells += [f"{metrics[part]:.4f}" for part in ("train_accuracy", "val_accuracy")]
-            if record["status"] == "finished":
+            if record.status == "finished":
                 lines.append(f"| {' | '.join(cells)} |")
-        stopped = sum(record["status"] == "stopped" for record in searched)
+        stopped = sum(record.status == "stopped" for record in searched)
         lines.append(f"{stopped} of {len(searched)} samples of the {name} search")
-    lines += [f"`{record['variant']}` {record['metrics']['val_accuracy']:.4f}" for record in PILOT.trials()]
+    lines += [f"`{record.variant}` {record.metrics.val_accuracy:.4f}" for record in PILOT.trials()]
     for run in (NARROWED, WARMED):
-        (best,) = stats.ranking(run.trials())
-        tested = report.test_of(best)
+        (best,) = rank(run.trials())
+        tested = test_of(best)
         assert tested
         lines.append(f"test accuracy {interval(tested)} over {tested.n} fresh seeds")
         lines.append(f"{best.estimate.mean:.4f} on the validation images")
@@ -107,8 +106,8 @@ def decay() -> list[str]:
     space = load_space(str(DECAY.path / "space.py"))
     lines = sentences(space, DECAY.trials())
     for name in space.variants:
-        records = [record for record in DECAY.trials() if record["variant"] == name]
-        trained, tested = (np.mean([r["metrics"][f"{part}_accuracy"] for r in records]) for part in ("train", "test"))
+        records = [record for record in DECAY.trials() if record.variant == name]
+        trained, tested = (np.mean([r.metrics[f"{part}_accuracy"] for r in records]) for part in ("train", "test"))
         lines.append(f"`{name}` {trained:.3f} and {tested:.3f}")
     return lines
 
@@ -117,9 +116,9 @@ def remarks() -> list[str]:
     """What it says about the seeds of the variants that have five, and about validation against test of `final`."""
     lines, harder = [], []
     for name in SPACE.variants:
-        records = [record for record in RUN.trials() if record["variant"] == name]
+        records = [record for record in RUN.trials() if record.variant == name]
         epochs, tested, validated = (
-            [r["metrics"][key] for r in records] for key in ("epochs", "test_accuracy", "val_accuracy")
+            [r.metrics[key] for r in records] for key in ("epochs", "test_accuracy", "val_accuracy")
         )
         if len(records) == 5:
             lines.append(f"{np.corrcoef(epochs, tested)[0, 1]:.2f} in `{name}`")
@@ -133,7 +132,7 @@ def cache() -> list[str]:
     ends = []
     for variant in ("head", "layer4"):
         anew, first, later = (
-            next(r["timing"]["wall_seconds"] for r in transferred(name) if (r["variant"], r["seed"]) == (variant, seed))
+            next(r.timing.wall_seconds for r in transferred(name) if (r.variant, r.seed) == (variant, seed))
             for name, seed in (("uncached", 0), ("cached", 0), ("cached", 1))
         )
         ends.append(f"| {anew:.1f} s | {first:.1f} s | {later:.1f} s | {anew / later:.1f} |")
@@ -155,14 +154,14 @@ def test_the_power_that_it_states():
             continue
         groups: dict[str, list[float]] = {}
         for record in RUN.trials():
-            groups.setdefault(record["variant"], []).append(stats.value_of(record, claim.metric))
+            groups.setdefault(record.variant, []).append(record.metrics.of(claim.metric))
         difference = 0.01 if claim.higher else -0.01
         settled = 0
         for _ in range(5000):
             pair = []
             for name, mean in ((claim.variant, difference), (claim.than, 0.0)):
                 pair.append(generator.normal(mean, np.std(groups[name], ddof=1), len(groups[name])))
-            found = stats.welch(*pair)
+            found = welch(*pair)
             settled += 2 * found.above(abs(found.mean)) < 0.05 / len(SPACE.claims)
         shares.append((settled / 5000, claim.says))
     stated = re.search(r"a chance between (\d+) % \(weight decay\) and (\d+) % \(Mish\)", PAGE.read_text())
@@ -176,21 +175,21 @@ def test_the_power_that_it_states():
 
 def test_every_row_was_trained():
     """Those that need a download aside; a history and a record each, with nobody's paths in them."""
-    trained = Counter(record["variant"] for record in RUN.trials() if results.is_done(record))
+    trained = Counter(record.variant for record in RUN.trials() if record.is_done)
     assert {name for name in SPACE.variants if trained[name] < 3} <= {"transfer"}
     for record in RUN.trials():
-        folder = RUN.trial_folder(record["id"])
-        assert len(RUN.history(record["id"])) == round(2 * record["metrics"]["epochs"])
-        assert "/" not in (folder / results.TRIAL).read_text()
+        folder = RUN.trial_folder(record.id)
+        assert len(RUN.history(record.id)) == round(2 * record.metrics.epochs)
+        assert "/" not in (folder / TRIAL_FILE).read_text()
 
 
 def test_training_accuracy_falls_in_the_second_half_of_an_epoch():
     """Which is why the gap of trials that end on a half epoch and on a whole one does not compare."""
     ends = {"final": [], "final_weight_decay": []}
     for record in RUN.trials():
-        if record["variant"] in ends:
-            rows = RUN.history(record["id"])
-            ends[record["variant"]].append(len(rows) % 2)
+        if record.variant in ends:
+            rows = RUN.history(record.id)
+            ends[record.variant].append(len(rows) % 2)
             halves = list(rows["train_accuracy"])[4:]
             assert all(first > second for first, second in zip(halves[::2], halves[1::2], strict=False))
     assert {name: sorted(odd) for name, odd in ends.items()} == {"final": [1, 1, 1], "final_weight_decay": [0, 1, 1]}
@@ -198,18 +197,18 @@ def test_training_accuracy_falls_in_the_second_half_of_an_epoch():
 
 def test_losses_are_means_of_all_seeds():
     """Not of those alone that the early stop left: those of model1 end after 5.5 to 8.5 epochs."""
-    from harness import captions, figures
+    from harness.reporting import captions, figures
 
-    records = [r for r in RUN.trials() if r["variant"] == "model1"]
-    assert max(r["metrics"]["epochs"] for r in records) > 8
+    records = [r for r in RUN.trials() if r.variant == "model1"]
+    assert max(r.metrics.epochs for r in records) > 8
     (axis,) = figures.losses(captions.histories_of(RUN, records)).axes
     drawn = [line.get_xdata() for line in axis.lines if len(line.get_xdata())]
-    assert {max(epochs) for epochs in drawn} == {round(min(r["metrics"]["epochs"] for r in records), 2)}
+    assert {max(epochs) for epochs in drawn} == {round(min(r.metrics.epochs for r in records), 2)}
 
 
 def test_cached_features_change_no_weights():
-    cached = {(r["variant"], r["seed"]): r["weights_sha256"] for r in transferred("cached")}
-    anew = {(r["variant"], r["seed"]): r["weights_sha256"] for r in transferred("uncached")}
+    cached = {(r.variant, r.seed): r.weights_sha256 for r in transferred("cached")}
+    anew = {(r.variant, r.seed): r.weights_sha256 for r in transferred("uncached")}
     assert anew
     assert anew.items() <= cached.items()
 
@@ -228,9 +227,9 @@ def test_the_space_that_it_shows_is_short_and_one(tmp_path):
 )
 def test_the_spaces_beside_results_are_those_that_were_run(space, run):
     resolved = resolve({"space": space, "trial.precision": "bfloat16", "trial.compile": "kernels"})
-    searched = [record for record in run.trials() if record["stage"] == "search"]
-    assert {record["variant"] for record in searched} == set(resolved.space.variants or [""])
+    searched = [record for record in run.trials() if record.stage == "search"]
+    assert {record.variant for record in searched} == set(resolved.space.variants or [""])
     for record in searched:
-        changes = resolved.space.variants.get(record["variant"], record["parameters"])
-        assert cli.merge(resolved.base, cli.nested(dict(changes))).items() >= record["config"].items()
-        assert record["parameters"].keys() <= resolved.space.parameters.keys() | changes.keys()
+        changes = resolved.space.variants.get(record.variant, record.parameters)
+        assert merge(resolved.base, nested(dict(changes))).items() >= record.config.items()
+        assert record.parameters.keys() <= resolved.space.parameters.keys() | changes.keys()

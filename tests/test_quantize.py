@@ -9,16 +9,16 @@ from networks import SIDE, plain
 from export.formats import NotPossible
 from export.lookup import with_tables
 from export.onnx import to_onnx
-from export.quantize import Quantizer, answers, quantize
+from export.quantize import Quantizer, onnxruntime_logits, quantize
 from export.rewrite import rewrite
-from harness import plugins
-from harness.config import Trial
+from harness.config import Trial, plugins
+from harness.training.network import build_network
 
 
 def small_network():
     torch.manual_seed(0)
     options = {"widths": [[8, 8], [16, 16]], "hidden": [32]}
-    return plugins.build_network(Trial(architecture="final", options=options), 10, SIDE).eval()
+    return build_network(Trial(architecture="final", options=options), 10, SIDE).eval()
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def quantizer(tmp_path_factory):
 def relative_error(model, images):
     with torch.inference_mode():
         expected = small_network()(torch.from_numpy(images)).numpy()
-    found = answers(model, images)
+    found = onnxruntime_logits(model, images)
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected - expected.mean(0)))
 
 
@@ -59,7 +59,7 @@ def test_tables_give_the_same_answers(quantizer):
         onnx.checker.check_model(found, full_check=True)
         for count in (1, 3, 64):
             images = quantizer.calibration[:count]
-            assert np.array_equal(answers(found, images), answers(model, images))
+            assert np.array_equal(onnxruntime_logits(found, images), onnxruntime_logits(model, images))
 
 
 @pytest.mark.slow
@@ -68,7 +68,7 @@ def test_tables_in_every_network(name, tmp_path):
     images = torch.randn(16, 3, SIDE, SIDE).numpy()
     quantizer = Quantizer(rewrite(plain(name)), images, tmp_path)
     model = quantizer.quantized(quantizer.layers)
-    assert np.array_equal(answers(with_tables(model), images), answers(model, images))
+    assert np.array_equal(onnxruntime_logits(with_tables(model), images), onnxruntime_logits(model, images))
 
 
 def test_a_wrong_table_shows(quantizer):

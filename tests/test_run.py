@@ -10,7 +10,10 @@ import pandas as pd
 import pytest
 from conftest import SMALL_RUN, SMALL_SPACE, TOP, command, records
 
-from harness import checkpoint, results
+from harness.run import storage
+from harness.run.directory import RunDirectory
+from harness.run.provenance import trial_id
+from harness.run.records import WEIGHTS_FILE, read_trial, write_trial
 
 ABLATION = str(Path(SMALL_SPACE).parent / "ablation.py")
 
@@ -28,40 +31,40 @@ def test_every_file_is_there_and_agrees(small_run):
     assert "trial" in (run / "run.log").read_text()
 
     trials = records(run)
-    assert [(r["stage"], r["status"]) for r in sorted(trials, key=lambda r: r["seed"])] == [
-        ("search", "finished")
-    ] * 3 + [("confirm", "finished")] * 4
+    assert [(r.stage, r.status) for r in sorted(trials, key=lambda r: r.seed)] == [("search", "finished")] * 3 + [
+        ("confirm", "finished")
+    ] * 4
     fingerprint = recorded["data"]["fingerprint"]
     for record in trials:
-        folder = run / "trials" / record["id"]
-        assert record["id"] == results.trial_id(record["config"], record["seed"], fingerprint)
-        assert checkpoint.sha256(folder / "model.safetensors") == record["weights_sha256"]
+        folder = run / "trials" / record.id
+        assert record.id == trial_id(record.config, record.seed, fingerprint)
+        assert storage.sha256(folder / "model.safetensors") == record.weights_sha256
         history = pd.read_csv(folder / "history.csv")
-        assert history["val_accuracy"].max() == record["metrics"]["val_accuracy"]
-        assert history["epoch"].iloc[-1] == record["metrics"]["epochs"] == 2
+        assert history["val_accuracy"].max() == record.metrics.val_accuracy
+        assert history["epoch"].iloc[-1] == record.metrics.epochs == 2
 
     table = pd.read_csv(run / "trials.csv").set_index("id")
-    assert set(table.index) == {r["id"] for r in trials}
+    assert set(table.index) == {r.id for r in trials}
     for record in trials:
-        assert table.loc[record["id"], "metrics.val_accuracy"] == pytest.approx(record["metrics"]["val_accuracy"])
-        assert table.loc[record["id"], "config.optimizer.lr"] == record["config"]["optimizer"]["lr"]
+        assert table.loc[record.id, "metrics.val_accuracy"] == pytest.approx(record.metrics.val_accuracy)
+        assert table.loc[record.id, "config.optimizer.lr"] == record.config["optimizer"]["lr"]
 
 
 def test_the_test_set_is_read_for_the_confirmed_winner_alone(small_run):
     run, _ = small_run
-    read = [r for r in records(run) if "test_accuracy" in r["metrics"]]
+    read = [r for r in records(run) if r.metrics.test_accuracy is not None]
     assert len(read) == 2  # the winner's two fresh seeds
-    assert {r["stage"] for r in read} == {"confirm"}
-    assert len({json.dumps(r["config"]) for r in read}) == 1
+    assert {r.stage for r in read} == {"confirm"}
+    assert len({json.dumps(r.config) for r in read}) == 1
     mean = {}
     for record in records(run):
-        if record["stage"] == "confirm":
-            mean.setdefault(json.dumps(record["config"]), []).append(record["metrics"]["val_accuracy"])
+        if record.stage == "confirm":
+            mean.setdefault(json.dumps(record.config), []).append(record.metrics.val_accuracy)
     assert max(mean, key=lambda key: sum(mean[key])) == json.dumps(read[0]["config"])
     exported = json.loads(next((run / "exported").glob("*/manifest.json")).read_text())
-    best = max(read, key=lambda r: r["metrics"]["val_accuracy"])
-    assert exported["id"] == best["id"]
-    assert exported["torch_accuracy"] == pytest.approx(best["metrics"]["test_accuracy"])
+    best = max(read, key=lambda r: r.metrics.val_accuracy)
+    assert exported["id"] == best.id
+    assert exported["torch_accuracy"] == pytest.approx(best.metrics.test_accuracy)
     assert sum(map(sum, exported["confusion"])) == exported["files"]["model.onnx"]["parity"]["images"]
 
 
@@ -121,7 +124,7 @@ def test_report_is_one_self_contained_page(small_run):
     }
     assert len(page.images) == len(figures)
     for record in records(run):
-        assert record["id"] in page.text
+        assert record.id in page.text
     assert "is best: val_accuracy" in page.text
     assert "onnxruntime" in page.text
 
@@ -132,8 +135,8 @@ def test_texts_from_outside_are_inert_in_the_report(small_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(small_run[0], run)
     folder = next((run / "trials").glob("*"))
-    record = results.read_trial(folder) | {"status": "failed", "error": "<script>alert(1)</script>"}
-    results.write_trial(folder, record)
+    record = read_trial(folder) | {"status": "failed", "error": "<script>alert(1)</script>"}
+    write_trial(folder, record)
     done = command("-m", "harness.report", f"run={run}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     text = (run / "report" / "index.html").read_text()
@@ -151,12 +154,12 @@ def test_lines_in_a_pipe_are_plain(small_run):
 
 def test_the_same_command_runs_only_what_is_missing(small_run):
     run, _ = small_run
-    before, digests = written(run), {p: checkpoint.sha256(p) for p in run.glob("exported/*/**/*") if p.is_file()}
+    before, digests = written(run), {p: storage.sha256(p) for p in run.glob("exported/*/**/*") if p.is_file()}
     started = time.perf_counter()
     again = command(*SMALL_RUN, cwd=run.parent)
     assert again.returncode == 0, again.stderr
     assert written(run) == before
-    assert {p: checkpoint.sha256(p) for p in run.glob("exported/*/**/*") if p.is_file()} == digests
+    assert {p: storage.sha256(p) for p in run.glob("exported/*/**/*") if p.is_file()} == digests
     assert "0 trials to run, 3 done before" in again.stdout
     assert "benchmark: is there" in again.stdout
     assert time.perf_counter() - started < 60
@@ -169,9 +172,9 @@ def test_the_same_command_runs_only_what_is_missing(small_run):
     assert more.returncode == 0, more.stderr
     after = json.loads((lost / "trial.json").read_text())
     for r in (record, after):  # test metrics are read later, and for the winner alone
-        r["metrics"] = {k: v for k, v in r["metrics"].items() if not k.startswith("test")}
-    assert after["metrics"] == record["metrics"]
-    assert after["weights_sha256"] == record["weights_sha256"]
+        r.metrics = {k: v for k, v in r.metrics.items() if not k.startswith("test")}
+    assert after.metrics == record.metrics
+    assert after.weights_sha256 == record.weights_sha256
     others = {k: v for k, v in written(run).items() if lost.name not in k and not k.endswith("trial.json")}
     assert others == {k: before[k] for k in others}
 
@@ -180,7 +183,7 @@ def test_results_go_on_without_their_weights(small_run, tmp_path):
     """Trials and their table alone, as results are passed on: nothing runs again, but what needs weights says so."""
     import shutil
 
-    weights = shutil.ignore_patterns(results.WEIGHTS)
+    weights = shutil.ignore_patterns(WEIGHTS_FILE)
     shutil.copytree(small_run[0] / "trials", tmp_path / "run" / "trials", ignore=weights)
     shutil.copy(small_run[0] / "trials.csv", tmp_path / "run")
     before = written(tmp_path / "run")
@@ -236,18 +239,18 @@ def test_trials_of_other_code_are_refused_unless_accepted(tmp_path):
     arguments[-2] = "search.samples=2"
     refused = command(*arguments, cwd=tmp_path)
     assert refused.returncode == 2
-    assert f"architectures/net.py changed since trials {before['id']} were trained" in refused.stderr
+    assert f"architectures/net.py changed since trials {before.id} were trained" in refused.stderr
     assert records(tmp_path / "run") == [before]
     accepted = command(*arguments, "other_code=true", cwd=tmp_path)
     assert accepted.returncode == 0, accepted.stderr
     after = records(tmp_path / "run")
     assert before in after
-    assert len({r["environment"]["code"] for r in after}) == 2
+    assert len({r.environment.code for r in after}) == 2
 
 
 def test_two_drivers_at_once(small_run):
     run, _ = small_run
-    with results.RunDirectory(run).locked():
+    with RunDirectory(run).locked():
         done = command(*SMALL_RUN, cwd=run.parent)
     assert done.returncode == 2
     assert f"process {os.getpid()} on host" in done.stderr
@@ -282,13 +285,13 @@ def test_ablation_with_a_failing_variant(tmp_path):
     assert done.returncode == 1, done.stderr
     assert done.stdout.count("RuntimeError: boom in the layer") >= 2
     trials = records(tmp_path / "run")
-    status = {(r["variant"], r["seed"]): r["status"] for r in trials}
+    status = {(r.variant, r.seed): r.status for r in trials}
     assert [status[v, s] for v in ("relu", "mish") for s in (0, 1)] == ["finished"] * 4
     assert [status["broken", s] for s in (0, 1)] == ["failed"] * 2
-    assert all("test_accuracy" in r["metrics"] for r in trials if r["status"] == "finished")
+    assert all(r.metrics.test_accuracy is not None for r in trials if r.status == "finished")
     net.write_text(net.read_text().replace("raise RuntimeError('boom in the layer')", "pass"))
-    failed = next(r for r in trials if r["status"] == "failed")
-    assert "boom" in (tmp_path / "run" / "trials" / failed["id"] / "error.txt").read_text()
+    failed = next(r for r in trials if r.status == "failed")
+    assert "boom" in (tmp_path / "run" / "trials" / failed.id / "error.txt").read_text()
     assert (tmp_path / "run" / "report" / "figures" / "effects.png").is_file()
     assert "boom in the layer" in (tmp_path / "run" / "report" / "index.html").read_text()
     mended = command("-m", "harness.tune", f"space={space}", "run=run", "stages=[search]", cwd=tmp_path)

@@ -2,14 +2,15 @@
 
 import pytest
 
-from harness import checkpoint, results
-from harness.config import Resources, Search
-from harness.errors import BadInput
-from harness.share import Share
+from harness.config import BadInput, Resources, Search
+from harness.run import storage
+from harness.run.directory import RunDirectory
+from harness.run.records import HISTORY_FILE, TRIAL_FILE, TrialRecord, write_history, write_trial
+from harness.search.allocation import Allocation
 
 
 def share(nodes, trials, **resources):
-    found = Share.of(Resources(**resources), nodes, trials)
+    found = Allocation.of(Resources(**resources), nodes, trials)
     return found.request["cpu"], found.request["gpu"], found.threads
 
 
@@ -42,7 +43,7 @@ def test_more_than_any_node_has(resources):
 
 def test_gpus_that_the_cluster_does_not_offer_are_told(monkeypatch):
     """NVML fails on a node, say, and Ray sees no GPU where PyTorch does: not a search on the CPU without a word."""
-    monkeypatch.setattr("harness.gpus.usable", lambda: 2)
+    monkeypatch.setattr("harness.search.allocation.usable", lambda: 2)
     with pytest.raises(BadInput, match="no node of the cluster offers a GPU, but PyTorch sees 2 here"):
         share([{"CPU": 8}], 2)
     assert share([{"CPU": 8}], 2, gpus_per_trial=0) == (4, 0, 4)
@@ -54,15 +55,16 @@ def ended(run, name, status, accuracies, stage="search"):
         {"epoch": float(epoch), "step": epoch, "val_accuracy": value, "val_loss": 1 - value}
         for epoch, value in enumerate(accuracies, 1)
     ]
-    results.write_history(folder, rows)
-    results.write_trial(folder, {"id": name, "stage": stage, "status": status, "stop_reason": "asha"})
+    write_history(folder, rows)
+    record = TrialRecord(id=name, stage=stage, status=status, stop_reason="asha", seed=0, config={})
+    write_trial(folder, record)
 
 
 def test_early_stopping_knows_what_was_before(tmp_path):
     """Rungs at 1 and 2 epochs are as they were after these trials; confirmations are none of them."""
-    from harness.search import make_scheduler
+    from harness.search.searchers import make_scheduler
 
-    run = results.RunDirectory(tmp_path)
+    run = RunDirectory(tmp_path)
     ended(run, "a", "finished", [0.5, 0.6, 0.7])
     ended(run, "b", "stopped", [0.2])
     ended(run, "c", "finished", [0.9, 0.9, 0.9], stage="confirm")
@@ -76,24 +78,24 @@ def test_early_stopping_knows_what_was_before(tmp_path):
     }
     loss = make_scheduler(Search(scheduler="asha", metric="val_loss"), 4, run)._brackets[0]
     assert dict(loss._rungs)[1] == {"a": -0.5, "b": -0.8}
-    (run.trial_folder("a") / results.HISTORY).unlink()
+    (run.trial_folder("a") / HISTORY_FILE).unlink()
     assert dict(make_scheduler(Search(scheduler="asha"), 4, run)._brackets[0]._rungs)[2] == {}
 
 
 def test_what_another_stage_left_stays(tmp_path):
     """A search that goes on does not touch the checkpoints of a confirmation that was interrupted."""
-    run = results.RunDirectory(tmp_path)
+    run = RunDirectory(tmp_path)
     ended(run, "done", "finished", [0.5])
     ended(run, "failed", "failed", [0.5])
     for name in ("mine", "others"):
-        checkpoint.write_atomically(run.trial_folder(name) / f"checkpoint-00000001-{'0' * 32}.safetensors", b"")
-        checkpoint.write_atomically(run.trial_folder(name) / "rest.txt", b"")
-    run.remove(lambda record: record["status"] == "failed", continued={"mine", "failed"})
+        storage.write_atomically(run.trial_folder(name) / f"checkpoint-00000001-{'0' * 32}.safetensors", b"")
+        storage.write_atomically(run.trial_folder(name) / "rest.txt", b"")
+    run.remove(lambda record: record.status == "failed", continued={"mine", "failed"})
     left = {path.parent.name: path.name for path in tmp_path.glob("trials/*/*") if path.name.startswith(("c", "r"))}
     assert set(left) == {"mine", "others"}
     assert not (run.trial_folder("mine") / "rest.txt").exists()
     assert (run.trial_folder("others") / "rest.txt").exists()
-    assert not (run.trial_folder("failed") / results.TRIAL).exists()
-    assert (run.trial_folder("done") / results.TRIAL).exists()
+    assert not (run.trial_folder("failed") / TRIAL_FILE).exists()
+    assert (run.trial_folder("done") / TRIAL_FILE).exists()
     run.remove(lambda record: False)
     assert [path.name for path in (tmp_path / "trials").iterdir()] == ["done"]

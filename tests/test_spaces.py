@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
-from harness import plan, plugins
-from harness.errors import BadInput
-from harness.results import RunDirectory
+from harness.config import BadInput, plugins
+from harness.run.directory import RunDirectory
+from harness.search.resolution import resolve
+from harness.search.trials import TrialGenerator
+from harness.training.network import build_network
 from tune_spaces import Choice, Claim, Integer, LogUniform, Space, Uniform
 
 ALL = plugins.names("tune_spaces")
@@ -14,15 +16,15 @@ ALL = plugins.names("tune_spaces")
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_trial_of_a_space_is_a_network(name):
-    resolved = plan.resolve({"space": name})
-    planner = plan.Planner(resolved, "fingerprint")
+    resolved = resolve({"space": name})
+    planner = TrialGenerator(resolved, "fingerprint")
     space = resolved.space
     changes = list(space.variants.values()) or [planner.sample(i) for i in range(5)]
     for change in changes:
         trial = planner.trial("search", change).config
         if trial.options.get("weights") == "imagenet":  # cannot be downloaded in tests
             trial = trial.model_copy(update={"options": {**trial.options, "weights": "none"}})
-        plugins.build_network(trial, 10, 32)
+        build_network(trial, 10, 32)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -34,13 +36,13 @@ def test_docstring_says_what_to_expect(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_ids_are_unique(name):
-    planner = plan.Planner(plan.resolve({"space": name, "search.algorithm": "random", "search.samples": "20"}), "f")
+    planner = TrialGenerator(resolve({"space": name, "search.algorithm": "random", "search.samples": "20"}), "f")
     ids = [planned.id for planned in planner.search_trials()]
     assert len(set(ids)) == len(ids)
 
 
-def planner(**values) -> plan.Planner:
-    return plan.Planner(plan.resolve({"space": "quick", **values}), "fingerprint")
+def planner(**values) -> TrialGenerator:
+    return TrialGenerator(resolve({"space": "quick", **values}), "fingerprint")
 
 
 def test_sample_is_the_same_draw_however_many_there_are():
@@ -87,7 +89,7 @@ def test_pinned_parameter_leaves_the_search():
 
 def test_variants_have_seeds_and_read_the_test_set():
     values = {"space": "published", "search.variants": ["baseline", "model1"], "search.seeds": 2}
-    trials = plan.Planner(plan.resolve(values), "f").search_trials()
+    trials = TrialGenerator(resolve(values), "f").search_trials()
     assert [(t.variant, t.seed) for t in trials] == [("baseline", 0), ("model1", 0), ("baseline", 1), ("model1", 1)]
     assert all(t.read_test for t in trials)
     assert not any(t.read_test for t in planner().search_trials())
@@ -95,18 +97,18 @@ def test_variants_have_seeds_and_read_the_test_set():
 
 def test_pinning_what_variants_change_is_bad_input():
     with pytest.raises(BadInput, match=r"trial\.optimizer\.lr=0\.1: the variants model1_adam, final"):
-        plan.resolve({"space": "published", "trial.optimizer.lr": 0.1})
+        resolve({"space": "published", "trial.optimizer.lr": 0.1})
 
 
 def test_pinning_what_variants_change_that_are_not_asked_for():
     values = {"space": "published", "trial.optimizer.lr": 0.1, "search.variants": ["baseline", "model1"]}
-    trials = plan.Planner(plan.resolve(values), "f").search_trials()
+    trials = TrialGenerator(resolve(values), "f").search_trials()
     assert {t.config.optimizer.lr for t in trials} == {0.1}
 
 
 def test_other_weights_are_another_run(tmp_path):
     """A file of weights that changed is refused, named by the base, a variant or a parameter; one that is gone not."""
-    from harness.tune import check_before_start
+    from harness.search.checks import check_before_start
 
     file = tmp_path / "weights.safetensors"
     text = "from tune_spaces import Choice, Space\nSPACE = Space({'architecture': 'transfer'}, {'name': 'digits'}, "
@@ -117,7 +119,7 @@ def test_other_weights_are_another_run(tmp_path):
         {"space": str(tmp_path / "variants.py")},
         {"space": str(tmp_path / "search.py")},
     ):
-        resolved = plan.resolve(values)
+        resolved = resolve(values)
         run = RunDirectory(tmp_path / "run")
         file.write_text("one")
         recorded = {"identity": resolved.identity, "weights": resolved.weights}
@@ -150,7 +152,7 @@ def test_grid():
 
 def test_run_directory_is_found_again():
     def run(**values):
-        return plan.resolve({"space": "quick", **values}).run.name
+        return resolve({"space": "quick", **values}).run.name
 
     assert run() == run(**{"search.samples": 9, "search.seeds": 4, "stages": ["report"], "benchmark.rounds": 5})
     assert run() != run(**{"trial.epochs": 2})
@@ -162,7 +164,7 @@ def test_another_architecture_leaves_the_options_behind():
     other = planner(**{"trial.architecture": "baseline"})
     assert other.trial("search", {}).config.options == {}
     assert "options.activation" not in other.sample(1)
-    resolved = plan.resolve({"space": "quick", "trial.architecture": "baseline", "trial.options.dropout": 0.5})
+    resolved = resolve({"space": "quick", "trial.architecture": "baseline", "trial.options.dropout": 0.5})
     assert resolved.config.trial.options == {"dropout": 0.5}
     changed = planner().trial("search", {"architecture": "model1", "options.kernel_size": 5}).config
     assert changed.options == {"kernel_size": 5}
@@ -170,13 +172,13 @@ def test_another_architecture_leaves_the_options_behind():
 
 def test_pinned_options_hold_for_every_architecture():
     values = {"space": "published", "trial.options.hidden": [128], "search.variants": ["baseline", "model1"]}
-    trials = plan.Planner(plan.resolve(values), "f").search_trials()
+    trials = TrialGenerator(resolve(values), "f").search_trials()
     assert all(t.config.options["hidden"] == [128] for t in trials)
 
 
 def test_run_directory_does_not_depend_on_spelling():
-    one = plan.resolve({"space": "quick", "trial.epochs": "3", "trial.optimizer.lr": "1e-3"})
-    other = plan.resolve({"space": "quick", "trial.optimizer.lr": "0.001", "trial.epochs": "3"})
+    one = resolve({"space": "quick", "trial.epochs": "3", "trial.optimizer.lr": "1e-3"})
+    other = resolve({"space": "quick", "trial.optimizer.lr": "0.001", "trial.epochs": "3"})
     assert one.run == other.run
     assert one.pinned == {"epochs": 3, "optimizer.lr": 1e-3}
 
@@ -187,7 +189,7 @@ def test_variants_that_are_the_same_are_refused(tmp_path):
         "SPACE = Space(trial={'architecture': 'baseline', 'optimizer.lr': 0.1},"
         " variants={'plain': {}, 'again': {'optimizer.lr': 0.1}})\n"
     )
-    planned = plan.Planner(plan.resolve({"space": str(tmp_path / "space.py")}), "f")
+    planned = TrialGenerator(resolve({"space": str(tmp_path / "space.py")}), "f")
     with pytest.raises(BadInput, match="variants plain and again are the same configuration"):
         planned.search_trials()
 
@@ -207,7 +209,7 @@ def test_claims_that_cannot_be_judged(claim, told):
 
 
 def test_without_claims_each_variant_is_compared_with_the_first():
-    resolved = plan.resolve({"space": "published"})
+    resolved = resolve({"space": "published"})
     assert [c.than for c in resolved.claims_of(["model1", "model1_adam", "model2"])] == ["model1_adam", "model1"]
     bare = dataclasses.replace(resolved, space=dataclasses.replace(resolved.space, claims=()))
     assert [(c.variant, c.than) for c in bare.claims_of(["a", "b", "c"])] == [("b", "a"), ("c", "a")]

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from harness.batches import Draws, Normalizer, Part, augment
 from harness.config import Augmentation, Normalization, Optimizer, Schedule, Trial
-from harness.execution import Plan
-from harness.step import learning_rate_factor, make_step
+from harness.data.augmentation import Draws, augment
+from harness.data.batches import DeviceSplit, Normalizer
+from harness.training.execution import ExecutionPlan
+from harness.training.schedules import learning_rate_factor
+from harness.training.step import make_step
 
 CPU = torch.device("cpu")
 
@@ -95,7 +97,7 @@ def test_step_is_plain_pytorch(optimizer):
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
     twin = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
     twin.load_state_dict(network.state_dict())
-    step = make_step(network, trial, Plan.of(trial, CPU), CPU)
+    step = make_step(network, trial, ExecutionPlan.of(trial, CPU), CPU)
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer.name]
     options = {"momentum": 0.9, "nesterov": True} if optimizer.name == "sgd" else {}
     reference = kind(twin.parameters(), lr=0.1, weight_decay=0.01, **options)
@@ -104,7 +106,7 @@ def test_step_is_plain_pytorch(optimizer):
         labels = torch.randint(0, 3, (8,))
         rate = 0.1 / (number + 1)
         rows = torch.arange(8)
-        sums = step(Part(images, labels, rows), Draws(rows, None, None), rate)
+        sums = step(DeviceSplit(images, labels, rows), Draws(rows, None, None), rate)
         inputs = (images.permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
         logits = twin(inputs)
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)

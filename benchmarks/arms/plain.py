@@ -16,14 +16,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.training import Request
-from harness import datasets, plugins
+from benchmarks.arms.measure import ArmRequest
+from harness.data.dataset import Split, load_dataset
+from harness.training.network import build_network
 
 
 class Images(Dataset):
     """(image, label) pairs of a part, as torchvision's in-memory data sets give them."""
 
-    def __init__(self, part: datasets.Part, transform: Callable):
+    def __init__(self, part: Split, transform: Callable):
         self.images, self.labels = part.images[part.rows], part.labels[part.rows]
         self.transform = transform
 
@@ -34,8 +35,8 @@ class Images(Dataset):
         return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
 
 
-def loaders(request: Request, workers: int) -> tuple[DataLoader, DataLoader]:
-    trial, data = request.trial, datasets.load(request.data)
+def loaders(request: ArmRequest, workers: int) -> tuple[DataLoader, DataLoader]:
+    trial, data = request.trial, load_dataset(request.data)
     normalize = [transforms.ToTensor(), transforms.Normalize(trial.normalization.mean, trial.normalization.std)]
     flip = [transforms.RandomHorizontalFlip()] if trial.augmentation.flip else []
     training = Images(data.train, transforms.Compose(flip + normalize))
@@ -49,12 +50,12 @@ def loaders(request: Request, workers: int) -> tuple[DataLoader, DataLoader]:
 Report = Callable[[dict[str, float], nn.Module, torch.optim.Optimizer], Any]
 
 
-def train(request: Request, seed: int, workers: int, report: Report) -> dict[str, Any]:
+def train_plainly(request: ArmRequest, seed: int, workers: int, report: Report) -> dict[str, Any]:
     """One trial; `report` gets each validation, the network and its optimiser."""
     trial, device = request.trial, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     training, validation = loaders(request, workers)
-    network = plugins.build_network(trial, request.num_classes, request.input_size).to(device)
+    network = build_network(trial, request.num_classes, request.input_size).to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=trial.optimizer.lr)
     criterion = nn.CrossEntropyLoss()
     half = len(training) // 2
@@ -98,11 +99,11 @@ def precision(device: torch.device) -> str:
     return "tf32" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
 
 
-def main(request: Request) -> None:
+def main(request: ArmRequest) -> None:
     for seed in request.seeds:
-        done = train(request, seed, request.loader_workers, lambda row, *_: print(json.dumps(row), flush=True))
+        done = train_plainly(request, seed, request.loader_workers, lambda row, *_: print(json.dumps(row), flush=True))
         print(json.dumps({"trial": done}), flush=True)
 
 
 if __name__ == "__main__":
-    main(Request.model_validate_json(sys.argv[1]))
+    main(ArmRequest.model_validate_json(sys.argv[1]))

@@ -14,15 +14,15 @@ import ray
 import torch
 from ray import tune
 
-from benchmarks.arms.plain import train
-from benchmarks.training import Request
+from benchmarks.arms.measure import ArmRequest
+from benchmarks.arms.plain import train_plainly
 
 LOADER_WORKERS = 8
 CPUS = 2
 
 
 def trainable(config: dict) -> None:
-    request = Request.model_validate_json(config["request"])
+    request = ArmRequest.model_validate_json(config["request"])
     rows = []
 
     def report(row: dict, network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -34,11 +34,11 @@ def trainable(config: dict) -> None:
                     pickle.dump((row["epoch"], network.state_dict(), optimizer.state_dict()), file)
                 tune.report({**row, "done_trial": {}}, checkpoint=tune.Checkpoint.from_directory(folder))
 
-    done = train(request, config["seed"], LOADER_WORKERS, report)
+    done = train_plainly(request, config["seed"], LOADER_WORKERS, report)
     tune.report({"val_accuracy": done["val_accuracy"], "epoch": rows[-1]["epoch"], "done_trial": done})
 
 
-def main(request: Request) -> None:
+def main(request: ArmRequest) -> None:
     ray.init(logging_level="error")
     gpus = 1 if torch.cuda.is_available() else 0
     with tempfile.TemporaryDirectory() as folder:
@@ -54,4 +54,4 @@ def main(request: Request) -> None:
 
 
 if __name__ == "__main__":
-    main(Request.model_validate_json(sys.argv[1]))
+    main(ArmRequest.model_validate_json(sys.argv[1]))

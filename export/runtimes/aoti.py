@@ -5,7 +5,7 @@ import torch
 
 from export import Artifact
 from export.runtimes import Predict, Unavailable
-from harness import results
+from harness.run import system
 
 FORMAT = "aoti"
 
@@ -13,9 +13,9 @@ FORMAT = "aoti"
 def load(artifact: Artifact, device: str, threads: int) -> Predict:
     if device != "cpu":
         raise Unavailable("AOTInductor: the file is compiled for the CPU")
-    made, here = ((e["cpu"], e["versions"]["torch"]) for e in (artifact.manifest["environment"], results.environment()))
-    if made != here:
-        raise Unavailable(f"AOTInductor: the file was compiled for {made}, here is {here}; export it here")
+    there, here = artifact.manifest.environment, system.environment()
+    if (made := (there["cpu"], there["versions"]["torch"])) != (now := (here.cpu, here.versions["torch"])):
+        raise Unavailable(f"AOTInductor: the file was compiled for {made}, here is {now}; export it here")
     torch.set_num_threads(threads)
     try:
         compiled = torch._inductor.aoti_load_package(str(artifact.path))
@@ -25,6 +25,7 @@ def load(artifact: Artifact, device: str, threads: int) -> Predict:
     def predict(images: np.ndarray) -> np.ndarray:
         dense = torch.from_numpy(np.ascontiguousarray(images))  # it does not look at strides
         with torch.inference_mode():
-            return compiled(dense).numpy()
+            logits: np.ndarray = compiled(dense).numpy()
+            return logits
 
     return predict

@@ -29,7 +29,8 @@ def served(session: onnxruntime.InferenceSession) -> Served:
     name, binding = session.get_inputs()[0].name, session.io_binding()
 
     def host(images: np.ndarray) -> np.ndarray:
-        return session.run(None, {name: images})[0]
+        logits: np.ndarray = session.run(None, {name: images})[0]
+        return logits
 
     def on_device(images: "torch.Tensor") -> "torch.Tensor":
         logits = bind(binding, session, images)

@@ -45,7 +45,7 @@ def load(artifact: Artifact, device: str, threads: int) -> Served:
         return on_device(torch.from_numpy(images)).cpu().numpy()
 
     served = Served(host, on_device)
-    served(np.zeros([2, *artifact.entry["input"]["shape"][1:]], artifact.entry["input"]["dtype"]))
+    served(np.zeros([2, *map(int, artifact.entry.input.shape[1:])], artifact.entry.input.dtype))
     return served
 
 

@@ -29,6 +29,7 @@ def load(artifact: Artifact, device: str, threads: int) -> Predict:
     request = compiled.create_infer_request()
 
     def predict(images: np.ndarray) -> np.ndarray:
-        return request.infer([images], share_inputs=True)[0].copy()
+        logits: np.ndarray = request.infer([images], share_inputs=True)[0]
+        return logits.copy()
 
     return predict

@@ -11,10 +11,10 @@ PROVIDER = "TensorrtExecutionProvider"
 def load(artifact: Artifact, device: str, threads: int) -> Served:
     if device != "cuda":
         raise Unavailable("TensorRT needs a CUDA device")
-    from harness import datasets
+    from harness.run.cache import cache_folder
 
     # Networks that differ in weights alone have graphs of one name: without a prefix one would get the other's engine.
-    kept = datasets.cache_folder("tensorrt")
+    kept = cache_folder("tensorrt")
     session = opened(
         artifact,
         threads,
@@ -22,7 +22,7 @@ def load(artifact: Artifact, device: str, threads: int) -> Served:
         {
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(kept),
-            "trt_engine_cache_prefix": artifact.entry["sha256"][:16],
+            "trt_engine_cache_prefix": artifact.entry.sha256[:16],
             "trt_fp16_enable": "0",
         },
     )

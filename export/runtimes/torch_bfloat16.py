@@ -9,7 +9,7 @@ import torch
 from export import Artifact
 from export.runtimes import Served, Unavailable
 from export.runtimes.torch_compile import compiled
-from harness.execution import native_bfloat16
+from harness.run.system import native_bfloat16
 
 FORMAT = "torch"
 PRECISION = "bfloat16"
@@ -22,7 +22,7 @@ def load(artifact: Artifact, device: str, threads: int) -> Served:
     return compiled(artifact, device, threads, autocast(device, torch.bfloat16))
 
 
-def autocast(device: str, dtype: torch.dtype) -> Callable[[], AbstractContextManager]:
+def autocast(device: str, dtype: torch.dtype) -> Callable[[], AbstractContextManager[object]]:
     """The context in which calls compute so."""
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ import torch
 from export import Artifact
 from export.runtimes import Served, Unavailable
 from export.runtimes.torch_eager import as_served, network
-from harness.execution import compiler
+from harness.run.system import compiler
 
 FORMAT = "torch"
 
@@ -24,7 +24,9 @@ def compiled(
     artifact: Artifact,
     device: str,
     threads: int,
-    context: Callable[[], AbstractContextManager] = torch.no_grad,  # freezing needs it, inference mode is not enough
+    context: Callable[
+        [], AbstractContextManager[object]
+    ] = torch.no_grad,  # freezing needs it, inference mode is not enough
     **how: Any,
 ) -> Served:
     """The network compiled `how` torch.compile is told, called in a `context` of its own."""
@@ -36,7 +38,7 @@ def compiled(
     # Past the limit PyTorch would run eager code: an error instead, and room for many batch sizes.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._dynamo.config.recompile_limit = 64
-    side = artifact.manifest["input_size"]
+    side = artifact.manifest.input_size
     module = torch.compile(network(artifact, device, threads), dynamic=False, fullgraph=True, **how)
     served = as_served(module, device, context)
     try:

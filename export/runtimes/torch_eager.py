@@ -9,8 +9,9 @@ from torch import nn
 
 from export import Artifact
 from export.runtimes import Served, Unavailable
-from harness.evaluation import restore
-from harness.step import to_device
+from harness.config import Trial
+from harness.training.compilation import to_device
+from harness.training.network import restore_network
 
 FORMAT = "torch"
 
@@ -25,17 +26,24 @@ def network(artifact: Artifact, device: str, threads: int) -> nn.Module:
         raise Unavailable("PyTorch sees no CUDA device")
     torch.set_num_threads(threads)
     manifest = artifact.manifest
-    found = restore(artifact.folder, manifest, len(manifest["classes"]), manifest["input_size"])
+    trial = Trial.model_validate(manifest.config)
+    classes, side = len(manifest.classes), manifest.input_size
+    found = restore_network(artifact.folder, trial, manifest.weights_sha256, classes, side)
     return to_device(found, torch.device(device))
 
 
-def as_served(module, device: str, context: Callable[[], AbstractContextManager] = torch.inference_mode) -> Served:
+def as_served(
+    module: Callable[[torch.Tensor], torch.Tensor],
+    device: str,
+    context: Callable[[], AbstractContextManager[object]] = torch.inference_mode,
+) -> Served:
     """A module called in that context. What brings images into its layout belongs to the call, and around host arrays
     the copies do."""
 
     def on_device(images: torch.Tensor) -> torch.Tensor:
         with context():
-            return module(images.to(memory_format=torch.channels_last)).float()
+            logits: torch.Tensor = module(images.to(memory_format=torch.channels_last))
+            return logits.float()
 
     def host(images: np.ndarray) -> np.ndarray:
         return on_device(torch.from_numpy(images).to(device)).cpu().numpy()

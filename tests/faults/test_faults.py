@@ -31,14 +31,16 @@ import psutil
 import pytest
 from conftest import SMALL_RUN, TOP, command, records
 
-from benchmarks import kills
-from harness import checkpoint, execution, report, results
-from harness.checkpoint import StorageError
-from harness.config import ReportConfig, Trial
-from harness.errors import BadInput
-from harness.progress import Progress
-from harness.results import RunDirectory
-from harness.trial import Job, train, training
+from benchmarks import sweeps
+from harness.config import BadInput, ReportConfig, Trial
+from harness.report import report
+from harness.run import checkpoints, storage
+from harness.run.cache import compiled_folder
+from harness.run.directory import BENCHMARKED, OWNER, RunDirectory
+from harness.run.progress import Progress
+from harness.run.storage import StorageError
+from harness.training.job import TrainingJob
+from harness.training.loop import train_job, training_loop
 
 # ---------------------------------------------------------------------------------------------------------- torn files
 
@@ -54,11 +56,11 @@ def tear(path: Path, how: str, draw: random.Random) -> None:
 
 
 def is_exported_whole(run: RunDirectory, record) -> bool:
-    from export.__main__ import is_whole
+    from export.exporter import is_exported
     from harness.config import Export
 
-    settings = Export.model_validate(run.configuration()["config"]["export"])
-    return is_whole(run.exported_folder(record["id"]), record, settings)
+    settings = Export.model_validate(run.configuration().config["export"])
+    return is_exported(run.exported_folder(record.id), record, settings)
 
 
 def kept_checks(run: RunDirectory, record) -> list[bool]:
@@ -66,8 +68,8 @@ def kept_checks(run: RunDirectory, record) -> list[bool]:
     from export import SERVED_BY, Artifact
     from export.check import Check
 
-    folder = run.exported_folder(record["id"])
-    manifest = checkpoint.read_json(folder / "manifest.json")
+    folder = run.exported_folder(record.id)
+    manifest = storage.read_json(folder / "manifest.json")
     served = {n: SERVED_BY[f["format"]] for n, f in manifest["files"].items() if f["format"] in SERVED_BY}
     return [Check(Artifact(folder, manifest, n), runtime, "cpu").kept() is not None for n, runtime in served.items()]
 
@@ -76,13 +78,13 @@ def state_of(run: RunDirectory):
     """All that a command believes of a run directory, read anew."""
     run = RunDirectory(run.path)
     run.configuration()
-    run.set_aside_torn()
+    run.set_aside_corrupt()
     trials = run.trials()
-    with_export = [r for r in trials if run.exported_folder(r["id"]).is_dir()]
+    with_export = [r for r in trials if run.exported_folder(r.id).is_dir()]
     exported = [is_exported_whole(run, r) for r in with_export]
     believed = [kept for r, whole in zip(with_export, exported, strict=True) if whole for kept in kept_checks(run, r)]
-    tables = [run.is_benchmark_whole(path.name) for path in sorted(run.path.glob("inference*.csv"))]
-    tables.append(run.is_benchmark_whole("verdict.json"))
+    tables = [run.is_benchmark_intact(path.name) for path in sorted(run.path.glob("inference*.csv"))]
+    tables.append(run.is_benchmark_intact("verdict.json"))
     return len(trials), exported, believed, tables, list(run._notices)
 
 
@@ -126,7 +128,7 @@ def test_what_is_torn_is_made_again(small_run, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("run.json: is torn; its copy is used") == 1
     assert "has to run again" in done.stdout
-    assert kills.outcome(run) == kills.outcome(RunDirectory(whole))
+    assert sweeps.outcome(run) == sweeps.outcome(RunDirectory(whole))
     (one,), (other,) = (sorted(folder.glob("exported/*/model.onnx")) for folder in (run.path, whole))
     assert one.read_bytes() == other.read_bytes()
     assert state_of(run) == state_of(RunDirectory(whole))
@@ -166,9 +168,9 @@ def largest_file(size: int):
 
 def test_what_does_not_fit_leaves_what_was_there(tmp_path):
     file = tmp_path / "file"
-    checkpoint.write_atomically(file, "before")
+    storage.write_atomically(file, "before")
     with largest_file(100), pytest.raises(StorageError, match=r"file: file too large, [\d,]+ bytes free there"):
-        checkpoint.write_atomically(file, "x" * 1000)
+        storage.write_atomically(file, "x" * 1000)
     assert file.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -189,35 +191,35 @@ def test_a_report_whose_log_does_not_fit_is_no_success(tmp_path, small_run):
     with (run / "run.log").open("ab") as log:
         log.truncate(1 << 26)
     with largest_file(1 << 26), pytest.raises(StorageError, match=r"run\.log: file too large"):
-        report.main(ReportConfig(run=run))
+        report(ReportConfig(run=run))
     assert (run / "report" / "index.html").stat().st_size > 0
 
 
 def test_a_trial_whose_weights_do_not_fit_goes_on_later(tmp_path, digits):
-    job = Job(config=JOB, data=digits, folder=tmp_path / "trial")
+    job = TrainingJob(config=JOB, data=digits, folder=tmp_path / "trial")
     with largest_file(3000):  # records fit, weights do not
-        record = train(job)
-    assert record["status"] == "failed"
-    assert "bytes free there" in record["error"]
+        record = train_job(job)
+    assert record.status == "failed"
+    assert "bytes free there" in record.error
     assert "weights_sha256" not in record
-    run = train(job)
-    alone = train(Job(config=JOB, data=digits, folder=tmp_path / "alone"))
-    assert run["status"] == "finished"
-    assert (run["metrics"], run["weights_sha256"]) == (alone["metrics"], alone["weights_sha256"])
+    run = train_job(job)
+    alone = train_job(TrainingJob(config=JOB, data=digits, folder=tmp_path / "alone"))
+    assert run.status == "finished"
+    assert (run.metrics, run.weights_sha256) == (alone.metrics, alone.weights_sha256)
 
 
 def test_no_clock_decides_which_checkpoint_is_newest(tmp_path, digits):
-    job = Job(config=JOB, data=digits, folder=tmp_path)
+    job = TrainingJob(config=JOB, data=digits, folder=tmp_path)
 
-    loop = training(job)
+    loop = training_loop(job)
     for row, _ in loop:
         if row["epoch"] >= 2:
             loop.close()
             break
-    _, oldest = checkpoint.generations(tmp_path)
+    _, oldest = checkpoints.checkpoint_files(tmp_path)
     future = time.time() + 1e8
     os.utime(oldest, (future, future))
-    assert train(job)["continued"][-1] == {"epoch": 2, "torn": []}
+    assert train_job(job).continued[-1] == {"epoch": 2, "torn": []}
 
 
 @pytest.fixture(scope="session")
@@ -237,7 +239,7 @@ def alone(tmp_path_factory):
     """What the small sweep comes to."""
     folder = tmp_path_factory.mktemp("alone")
     assert command(*SMALL_SWEEP, cwd=folder).returncode == 0
-    return kills.outcome(RunDirectory(folder / "run"))
+    return sweeps.outcome(RunDirectory(folder / "run"))
 
 
 # More than a hundred writes; HARNESS_FULL_AFTER=1:100 tries each of the first hundred.
@@ -259,12 +261,12 @@ def test_a_disk_that_is_full_after_so_many_writes(after, full_disk, alone, tmp_p
     assert "no space left on device" in done.stdout + done.stderr
     assert "bytes free there" in done.stdout + done.stderr
     if run.configuration() is not None:
-        run.set_aside_torn()
+        run.set_aside_corrupt()
     assert not run._notices
     assert not [path for path in run.path.rglob(".*.*") if path.is_file()], "half written"
     again = command(*SMALL_SWEEP, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert kills.outcome(run) == alone
+    assert sweeps.outcome(run) == alone
 
 
 # ---------------------------------------------------------------------------------------------------- locks, processes
@@ -277,13 +279,17 @@ def test_a_second_driver_is_told_who_works(tmp_path):
             [sys.executable, "-c", LOCK, str(run.path)], cwd=TOP, capture_output=True, text=True, check=False
         )
     assert f"process {os.getpid()} on host {os.uname().nodename} works on it" in other.stderr
-    assert not (run.path / results.OWNER).exists()
+    assert not (run.path / OWNER).exists()
 
 
-LOCK = (
-    "import sys, pathlib; from harness.results import RunDirectory as R; lock = R(pathlib.Path(sys.argv[1])).locked()"
-)
-LOCK += "; lock.__enter__(); print('held', flush=True); sys.stdin.read()"
+LOCK = """
+import sys, pathlib
+from harness.run.directory import RunDirectory
+lock = RunDirectory(pathlib.Path(sys.argv[1])).locked()
+lock.__enter__()
+print('held', flush=True)
+sys.stdin.read()
+"""
 
 
 def test_what_a_killed_driver_held_is_taken_over(tmp_path):
@@ -296,7 +302,7 @@ def test_what_a_killed_driver_held_is_taken_over(tmp_path):
     killed.kill()
     killed.communicate()
     said: list[str] = []
-    run.tell_notices(said.append)
+    run.print_notices(said.append)
     with run.locked():
         assert len(said) == 1
         assert f"process {killed.pid} on host" in said[0]
@@ -305,17 +311,17 @@ def test_what_a_killed_driver_held_is_taken_over(tmp_path):
 
 def test_what_another_process_took_is_not_written(tmp_path, digits):
     """As on a node that was given up, and comes back while its trial runs elsewhere."""
-    job = Job(config=JOB, data=digits, folder=tmp_path)
-    checkpoint.take(tmp_path)
-    loop = training(job)
+    job = TrainingJob(config=JOB, data=digits, folder=tmp_path)
+    storage.acquire(tmp_path)
+    loop = training_loop(job)
     next(loop)
-    take = "import pathlib, sys; from harness import checkpoint; checkpoint.take(pathlib.Path(sys.argv[1]))"
+    take = "import pathlib, sys; from harness.run import storage; storage.acquire(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", take, str(tmp_path)], cwd=TOP, check=True)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(checkpoint.Superseded):
+    with pytest.raises(storage.Superseded):
         list(loop)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-    checkpoint.leave(tmp_path)
+    storage.release(tmp_path)
 
 
 @pytest.mark.slow
@@ -353,11 +359,11 @@ def test_a_hung_trial_is_ended_and_its_siblings_finish(tmp_path):
     done = command(*arguments, "resources.timeout_seconds=5", cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert time.monotonic() - started < 90
-    found = {record["variant"]: record for record in records(tmp_path / "run")}
+    found = {record.variant: record for record in records(tmp_path / "run")}
     assert found["fine"]["status"] == "finished"
     assert found["hangs"]["status"] == "failed"
     assert found["hangs"]["error"] == "timed out: no validation in 5 s (resources.timeout_seconds)"
-    assert "goes on from its last checkpoint" in done.stdout  # tried again, once
+    assert "continues from its last checkpoint" in done.stdout  # tried again, once
     text = (tmp_path / "run" / "trials" / found["hangs"]["id"] / "error.txt").read_text()
     assert "net.py" in text
 
@@ -365,19 +371,19 @@ def test_a_hung_trial_is_ended_and_its_siblings_finish(tmp_path):
 @pytest.fixture(scope="session")
 def left_alone(tmp_path_factory):
     """What the sweep of benchmarks/kills.py comes to."""
-    return kills.Reference.of(tmp_path_factory.mktemp("left_alone") / "sweep").outcome
+    return sweeps.Reference.of(tmp_path_factory.mktemp("left_alone") / "sweep").outcome
 
 
 @pytest.fixture
 def cluster():
-    with kills.Cluster.of_three() as found:
+    with sweeps.KillableCluster.of_three() as found:
         yield found
 
 
 @contextlib.contextmanager
 def running(folder: Path, *more: str):
     """A sweep with trials at work; whatever happens, nothing of it is left."""
-    sweep = kills.Sweep(folder / "sweep", *more)
+    sweep = sweeps.Sweep(folder / "sweep", *more)
     sweep.start()
     try:
         sweep.until_running()
@@ -397,17 +403,19 @@ def until(condition, seconds: float):
     return found
 
 
-def ends_equal(sweep: kills.Sweep, left_alone, seconds: float = 200.0) -> None:
+def ends_equal(sweep: sweeps.Sweep, left_alone, seconds: float = 200.0) -> None:
     code, _ = sweep.wait(seconds)
     assert code == 0, sweep.said.read_text()
-    assert kills.outcome(sweep.run) == left_alone
+    assert sweeps.outcome(sweep.run) == left_alone
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["driver", "worker"])
 def test_more_sigterms_while_it_ends(victim, left_alone, tmp_path):
     with running(tmp_path, "resources.retries=0") as sweep:
-        targets = [sweep.process] if victim == "driver" else until(lambda: kills.training(sweep.processes()), 20)
+        targets = (
+            [sweep.process] if victim == "driver" else until(lambda: sweeps.training_workers(sweep.processes()), 20)
+        )
         for _ in range(300 if victim == "driver" else 2):  # every moment of the driver's end, which takes seconds
             with contextlib.suppress(psutil.NoSuchProcess):
                 targets[0].send_signal(signal.SIGTERM)
@@ -441,7 +449,7 @@ def test_a_node_hangs_and_comes_back(left_alone, cluster, tmp_path):
         hanging = [raylet, *raylet.children(recursive=True)]
         for process in hanging:
             process.suspend()
-        until(lambda: "goes on from its last checkpoint" in sweep.said.read_text(), 90)
+        until(lambda: "continues from its last checkpoint" in sweep.said.read_text(), 90)
         for process in hanging:
             process.resume()
         ends_equal(sweep, left_alone)
@@ -463,7 +471,7 @@ def test_a_node_is_drained(left_alone, cluster, tmp_path):
         time.sleep(1)
         cluster.kill(node)
         ends_equal(sweep, left_alone)
-        assert "goes on from its last checkpoint" in sweep.said.read_text()
+        assert "continues from its last checkpoint" in sweep.said.read_text()
 
 
 BROKEN = """
@@ -501,7 +509,7 @@ def broken(tmp_path: Path, variants: dict, *more: str, **environment: str):
     )
     arguments = ["-m", "harness.tune", "space=space.py", "run=run", "stages=[search]", "resources.cpus_per_trial=1"]
     done = command(*arguments, *more, cwd=tmp_path, **environment)
-    return done, {record["variant"]: record for record in records(tmp_path / "run")}
+    return done, {record.variant: record for record in records(tmp_path / "run")}
 
 
 @pytest.mark.slow
@@ -512,7 +520,7 @@ def test_trials_that_break_leave_their_siblings_alone(tmp_path):
     variants["diverges"] = {"optimizer.lr": 1e20}
     done, found = broken(tmp_path, variants)
     assert done.returncode == 1, done.stdout + done.stderr
-    status = {variant: record["status"] for variant, record in found.items()}
+    status = {variant: record.status for variant, record in found.items()}
     assert status == {
         "fine": "finished",
         "raises": "failed",
@@ -520,8 +528,10 @@ def test_trials_that_break_leave_their_siblings_alone(tmp_path):
         "GPU memory": "oom",
         "diverges": "diverged",
     }
-    assert done.stdout.count("KeyError: 'no such layer'; goes on from its last checkpoint") == 1
-    assert done.stdout.count("goes on from its last checkpoint") == len(faults)  # one retry each, none of who diverges
+    assert done.stdout.count("KeyError: 'no such layer'; continues from its last checkpoint") == 1
+    assert done.stdout.count("continues from its last checkpoint") == len(
+        faults
+    )  # one retry each, none of who diverges
     assert f"failed: trial {found['raises']['id']}: KeyError: 'no such layer'" in done.stdout
     folder = tmp_path / "run" / "trials" / found["raises"]["id"]
     assert "net.py" in (folder / "error.txt").read_text()
@@ -544,7 +554,7 @@ def test_a_trial_that_takes_all_memory(tmp_path):
     variants = {"fine": {}, "all memory": {"options.fault": "all memory"}}
     done, found = broken(tmp_path, variants, **watched)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert {variant: record["status"] for variant, record in found.items()} == {
+    assert {variant: record.status for variant, record in found.items()} == {
         "fine": "finished",
         "all memory": "oom",
     }
@@ -561,9 +571,9 @@ def test_no_network(left_alone, tmp_path):
         words = ["unshare", "-n", "sh", "-c", script, "sh", sys.executable, "-m", "harness.tune", *arguments]
         return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
 
-    done = offline(*kills.SWEEP, "run=run")
+    done = offline(*sweeps.SWEEP, "run=run")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert kills.outcome(RunDirectory(tmp_path / "run")) == left_alone
+    assert sweeps.outcome(RunDirectory(tmp_path / "run")) == left_alone
     done = offline("space=baseline", "data.name=cifar10", f"data.root={tmp_path / 'nowhere'}")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stdout + done.stderr
     assert "data.root" in done.stderr
@@ -592,7 +602,7 @@ def test_a_disk_is_full_and_then_larger(small_disk, alone, tmp_path):
     subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
     done = command(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert kills.outcome(RunDirectory(small_disk / "run")) == alone
+    assert sweeps.outcome(RunDirectory(small_disk / "run")) == alone
 
 
 def test_a_disk_that_is_read_only(small_disk, tmp_path):
@@ -620,16 +630,17 @@ COMPILED = """
 import sys
 from pathlib import Path
 import torch
-from harness import execution
+from harness.training import execution
 from harness.config import Data, Trial
-from harness.trial import Job, train
+from harness.training.job import TrainingJob
+from harness.training.loop import train_job
 execution.prepare_process(1)
 torch.set_num_threads(1)
 options = {"widths": [8], "hidden": [8]}
 trial = Trial(architecture="baseline", options=options, epochs=1, batch_size=16, compile="default")
-record = train(Job(trial, Data(name="digits", limit=20), folder=Path(sys.argv[1])))
-print(record["status"], record.get("weights_sha256"), record.get("error"))
-print("compiled anew" if "compiled_anew" in record["environment"] else "")
+record = train_job(TrainingJob(trial, Data(name="digits", limit=20), folder=Path(sys.argv[1])))
+print(record.status, record.weights_sha256, record.error)
+print("compiled anew" if record.environment.compiled_anew is not None else "")
 """
 
 
@@ -662,16 +673,16 @@ def test_compiled_code_that_is_torn(tmp_path):
 
 def test_a_compiler_that_fails_once_is_asked_again(digits, tmp_path, monkeypatch):
     """As where what it finds in its cache cannot be loaded; the cache is emptied, and the result is the same."""
-    from harness import trial
+    from harness.training import loop
 
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    job = Job(config=JOB, data=digits, folder=tmp_path / "trial")
-    alone = train(Job(config=JOB, data=digits, folder=tmp_path / "alone"))
-    torn = execution.compiled_folder() / "torn"
+    job = TrainingJob(config=JOB, data=digits, folder=tmp_path / "trial")
+    alone = train_job(TrainingJob(config=JOB, data=digits, folder=tmp_path / "alone"))
+    torn = compiled_folder() / "torn"
     torn.touch()
     failing = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})
-    real, calls = trial.make_step, []
+    real, calls = loop.make_step, []
 
     def fails_once(*arguments):
         calls.append(arguments)
@@ -679,13 +690,13 @@ def test_a_compiler_that_fails_once_is_asked_again(digits, tmp_path, monkeypatch
             raise failing("Failed to import torn.py")
         return real(*arguments)
 
-    monkeypatch.setattr(trial, "make_step", fails_once)
-    record = train(job)
-    assert record["compiled_anew"] == "InductorError: Failed to import torn.py"
+    monkeypatch.setattr(loop, "make_step", fails_once)
+    record = train_job(job)
+    assert record.compiled_anew == "InductorError: Failed to import torn.py"
     assert not torn.exists()
-    assert (record["metrics"], record["weights_sha256"]) == (alone["metrics"], alone["weights_sha256"])
-    monkeypatch.setattr(trial, "make_step", lambda *_: (_ for _ in ()).throw(failing("always")))
-    assert train(job)["status"] == "failed"
+    assert (record.metrics, record.weights_sha256) == (alone.metrics, alone.weights_sha256)
+    monkeypatch.setattr(loop, "make_step", lambda *_: (_ for _ in ()).throw(failing("always")))
+    assert train_job(job).status == "failed"
 
 
 # --------------------------------------------------------------------------------------------------- later stages
@@ -707,7 +718,7 @@ def test_killed_in_a_later_stage_only_what_is_missing_is_done(stage, small_run, 
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     if stage != "report":
         (run / "verdict.json").unlink()
-        (run / results.BENCHMARKED).unlink(missing_ok=True)
+        (run / BENCHMARKED).unlink(missing_ok=True)
     process = subprocess.Popen(
         [sys.executable, *SMALL_RUN], cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True
     )

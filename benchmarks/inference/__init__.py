@@ -1,0 +1,1 @@
+"""The inference benchmark of a run's exported models."""

@@ -1,0 +1,208 @@
+"""python -m benchmarks.inference.server: one arm of the inference benchmark in a process of its own.
+
+Takes a request a line on standard input (JSON: `do`, and what the method of that name takes) and answers each with one
+line. Between requests it waits in a read, so that it takes nothing from the arm whose turn it is. What an arm cannot do
+is the answer {"absent": reason}; its log is standard error.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.inference import calls
+from export import Artifact
+from export.runtimes import Unavailable
+from harness.config import plugins
+from harness.run import storage
+from harness.run.manifest import Manifest
+from harness.run.storage import Json
+
+WARM_UP_CALLS, WARM_UP_SECONDS = 2, 0.2  # at least
+WARM_UP_LIMIT_SECONDS = 10.0  # after the first call, which may compile
+SETTLED = 0.1  # a block of calls that gains less on the fastest one before is no trend
+ROTATED = 1024  # inputs that calls rotate through, at least
+
+
+class RuntimeServer:
+    """What the requests act on."""
+
+    device = "cpu"
+    held_bytes = peak_held_bytes = 0  # of the device's memory
+
+    def load(self, folder: str, name: str, runtime: str, device: str, threads: int, images: str) -> Json:
+        """Load file `name` of that folder into the runtime; `images` is the .npy file of its inputs."""
+        artifact = Artifact(Path(folder), Manifest.read(Path(folder) / "manifest.json"), name)
+        self.images = np.load(images, mmap_mode="c")  # writable, as PyTorch wants its inputs
+        if storage.sha256(artifact.path) != artifact.entry.sha256:
+            raise Unavailable("is not the file that manifest.json describes: export it again")
+        if usable_cores() < threads:
+            raise Unavailable(f"{threads} threads were asked for, and this process may use {usable_cores()} cores")
+        started = time.perf_counter()
+        self.predict: Any = plugins.load("export.runtimes", runtime, "load")(artifact, device, threads)
+        if self.images.dtype == np.uint8:
+            self.predict = calls.to_labels(self.predict, artifact, device)
+        loaded = time.perf_counter()
+        self.artifact, self.runtime, self.device, self.threads = artifact, runtime, device, threads
+        self.predict(np.ascontiguousarray(self.images[:2]))
+        told = {"load_seconds": loaded - started, "first_call_seconds": time.perf_counter() - loaded}
+        on_device = device == "cuda" and hasattr(self.predict, "on_device")
+        return told | {"scopes": ["host", "device"] if on_device else ["host"]}
+
+    def answers(self, to: str, batch_size: int) -> Json:
+        """Logits [N, classes] of all images, written to the .npy file `to`."""
+        started = time.perf_counter()
+        found = [
+            self.predict(np.ascontiguousarray(self.images[i : i + batch_size]))
+            for i in range(0, len(self.images), batch_size)
+        ]
+        np.save(to, np.concatenate(found))
+        return {"seconds": time.perf_counter() - started}
+
+    def warm_up(self, batch_size: int, answers: str, scope: str = "host") -> Json:
+        """Call with this batch size until neither compilation nor caches change the time of a call any more.
+
+        `answers`: the .npy file of the logits that were checked; later calls are compared with them. `scope`: whether
+        images and logits are host arrays or tensors on the device.
+        """
+        self.scope = scope
+        self.checked = np.load(answers, mmap_mode="r")
+        rotated = max(1, min(len(self.images), max(ROTATED, batch_size)) // batch_size)
+        # Few images repeat: a batch may be larger than the data set.
+        self.rows = [np.arange(i * batch_size, (i + 1) * batch_size) % len(self.images) for i in range(rotated)]
+        self.batches: list[Any] = [np.ascontiguousarray(self.images[rows]) for rows in self.rows]
+        if scope == "device":
+            import torch
+
+            self.batches = [torch.from_numpy(batch).to(self.device) for batch in self.batches]
+        self.turn = 0
+        blocks = [self._calls(1).seconds[0]]
+        started, count = time.perf_counter(), 1
+        while (spent := time.perf_counter() - started) < WARM_UP_LIMIT_SECONDS:
+            settled = len(blocks) > 1 and blocks[-1] > (1 - SETTLED) * min(blocks[:-1])
+            if settled and len(blocks) >= WARM_UP_CALLS and spent >= WARM_UP_SECONDS:
+                break
+            taken = self._calls(count).seconds
+            blocks.append(sum(taken) / len(taken))
+            count = max(1, min(1000, round(WARM_UP_SECONDS / 4 / blocks[-1])))  # blocks that the clock can tell apart
+        else:
+            settled = False
+        return {"call_seconds": min(blocks), "settled": settled}
+
+    def measure(self, calls: int) -> Json:
+        """Seconds of each of so many calls by the host's clock, on the device by its own too (`event_seconds`), and how
+        far their answers are from those that were checked."""
+        before = time.process_time()
+        started = time.perf_counter()
+        first, done = self.turn, self._calls(calls)
+        wall, own = time.perf_counter() - started, time.process_time() - before
+        away = max(
+            float(np.abs(logits - self.checked[self.rows[number % len(self.rows)]]).max())
+            for number, logits in enumerate(done.logits, first)
+        )
+        return {"seconds": done.seconds, "event_seconds": done.event_seconds, "away": away, "cores": own / wall}
+
+    def _calls(self, count: int) -> calls.Timed:
+        batches = [self.batches[number % len(self.batches)] for number in range(self.turn, self.turn + count)]
+        gc.collect()
+        gc.disable()
+        try:
+            done = calls.timed(self.predict, self.scope, self.device, batches)
+        finally:
+            gc.enable()
+        self.turn += count
+        return done
+
+    def serve(self, rate: float, seconds: float, seed: int) -> Json:
+        """Latencies in seconds of single images that arrive at random, `rate` a second on average (Poisson).
+
+        One is answered at a time, in order; a latency counts from the arrival, so waiting in the queue is part of it.
+        """
+        gaps = np.random.default_rng(seed).exponential(1 / rate, max(2, round(rate * seconds)))
+        arrivals, latencies = np.cumsum(gaps), []
+        images = [np.ascontiguousarray(self.images[i : i + 1]) for i in range(min(len(self.images), ROTATED))]
+        started = time.perf_counter()
+        for number, arrival in enumerate(arrivals):
+            wait = started + arrival - time.perf_counter()
+            if wait > 0:
+                time.sleep(wait)
+            self.predict(images[number % len(images)])
+            latencies.append(time.perf_counter() - started - arrival)
+        return {"latencies": latencies}
+
+    def operators(self, batch_size: int, calls: int) -> Json:
+        """Seconds a call by operator; nothing where the runtime cannot tell."""
+        from benchmarks.inference import operators
+
+        images = np.ascontiguousarray(self.images[np.arange(batch_size) % len(self.images)])
+        found: dict[str, float] = {}
+        if self.device == "cpu" and self.runtime == "onnxruntime":
+            found = operators.of_onnxruntime(self.artifact.path, images, self.threads, calls)
+        elif self.device == "cpu" and self.artifact.entry.format == "torch":
+            found = operators.of_torch(lambda: self.predict(images), calls)
+        return {"operators": found}
+
+    def memory(self) -> Json:
+        """Bytes of main memory that this process has held at most; where that is not known, that it holds now. And of
+        a GPU's memory, CUDA itself aside: it is read after each request, and runtimes give little back meanwhile."""
+        import psutil
+
+        device = {"peak_device_bytes": self.peak_held_bytes} if self.device == "cuda" else {}
+        with contextlib.suppress(OSError):  # Linux; getrusage would count what its parent held when it was started
+            status = Path("/proc/self/status").read_text()
+            (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
+            return {"peak_bytes": int(line.split()[1]) * 1024} | device
+        info = psutil.Process().memory_info()
+        return {"peak_bytes": getattr(info, "peak_wset", info.rss)} | device
+
+    @contextlib.contextmanager
+    def watching(self, request: Mapping[str, Any]) -> Iterator[None]:
+        """Around a request: how much more of the device's memory is taken after it. Meanwhile the others wait."""
+        self.device = request.get("device", self.device)
+        if self.device != "cuda":
+            yield
+            return
+        import torch
+
+        free, _ = torch.cuda.mem_get_info()
+        try:
+            yield
+        finally:
+            self.held_bytes += free - torch.cuda.mem_get_info()[0]
+            self.peak_held_bytes = max(self.peak_held_bytes, self.held_bytes)
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main() -> int:
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    arm = RuntimeServer()
+    for line in sys.stdin:
+        request = json.loads(line)
+        method: Callable[..., Json] = getattr(arm, request.pop("do"))
+        try:
+            with arm.watching(request):
+                told = method(**request)
+        except Unavailable as reason:
+            told = {"absent": str(reason)}
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            told = {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+        print(json.dumps(told), file=answer, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

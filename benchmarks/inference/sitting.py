@@ -1,0 +1,259 @@
+"""One sitting of the inference benchmark: a process for each arm, and arms that take turns.
+
+A replicate starts every arm anew. Within it arms are measured in rounds, in an order drawn anew for each, while the
+others wait in a read; the reference runs twice, under two names.
+"""
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.inference import conditions, operators
+from export.check import Check
+from export.runtimes import Unavailable
+from harness.config import Benchmark
+from harness.run.manifest import ParityRecord
+from harness.run.storage import Json
+
+if TYPE_CHECKING:
+    from harness.run.progress import Progress
+
+
+TOP = Path(__file__).parent.parent.parent
+REFERENCE = "torch_eager"
+AGAIN = "torch_eager_again"
+EXACT = 1e-3  # how far timed logits may be from the checked ones, in float32; other precisions: a share of the largest
+SHARE = 0.05
+
+
+@dataclass
+class Arm:
+    """`note` says why it is not timed, if it is not."""
+
+    name: str
+    check: Check
+    precision: str
+    note: str = ""
+    accuracy: ParityRecord | None = None  # of the check
+    images_per_second: float = 0.0  # while it was checked
+
+
+class RuntimeProcess:
+    """A process that serves an arm; see benchmarks/inference/server.py."""
+
+    def __init__(self, arm: Arm, threads: int, images: Path, log: Path):
+        path = os.pathsep.join([str(TOP), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.arm = arm
+        self.errors = log.open("a")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.inference.server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)},
+        )
+        check = arm.check
+        try:
+            self.cold = self.ask(
+                "load",
+                folder=str(check.artifact.folder),
+                name=check.artifact.name,
+                runtime=check.runtime,
+                device=check.device,
+                threads=threads,
+                images=str(images),
+            )
+        except BaseException:
+            self.close()
+            raise
+        self.scopes = self.cold.pop("scopes")  # in which it can be timed
+
+    def ask(self, do: str, **request: Any) -> Json:
+        """The answer to a request; Unavailable where the arm cannot, RuntimeError where it broke."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps({"do": do, **request}), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.arm.name}: its process ended with exit code {self.process.wait()}")
+        told = json.loads(line)
+        if "absent" in told:
+            raise Unavailable(told["absent"])
+        if "failed" in told:
+            raise RuntimeError(f"{self.arm.name}: {told['failed']}")
+        return told
+
+    def __enter__(self) -> "RuntimeProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.errors):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()  # type: ignore[union-attr]
+
+
+@dataclass
+class Sitting:
+    """What replicates have in common."""
+
+    arms: list[Arm]
+    images: Path
+    largest: float  # of the reference's logits
+    settings: Benchmark
+    threads: int
+    log: Path
+
+    def replicate(self, number: int, progress: "Progress") -> tuple[list[Json], list[Json], list[Json]]:
+        """Rows of inference.csv, what starting each arm cost, and of the first replicate inference_operators.csv."""
+        order = random.Random(number)
+        rows, profiled = list[Json](), list[Json]()
+        with contextlib.ExitStack() as stack:
+            workers: dict[str, RuntimeProcess] = {}
+            arms = [arm for arm in self.arms if not arm.note]
+            again = Arm(AGAIN, arms[0].check, arms[0].precision)
+            for arm in order.sample([*arms, again], len(arms) + 1):
+                progress.status(f"{self._where(number)}: starting {arm.name}")
+                with self._leaving(workers, arm):
+                    worker = stack.enter_context(RuntimeProcess(arm, self.threads, self.images, self.log))
+                    if not set(worker.scopes) & set(self.settings.scopes):
+                        worker.close()
+                        raise Unavailable("takes host arrays alone")
+                    workers[arm.name] = worker
+            for batch_size in order.sample(self.settings.batch_sizes, len(self.settings.batch_sizes)):
+                for scope in self.settings.scopes:
+                    rows += self._cell(number, batch_size, scope, workers, order, progress)
+            rows = [row for row in rows if row["backend"] in workers]
+            if self.settings.latency_ms is not None:
+                for worker in workers.values():
+                    progress.status(f"{self._where(number)}: single images at random to {worker.arm.name}")
+                    worker.cold["rate"] = highest_rate(worker, self.settings.latency_ms, number)
+            cold = [{"backend": name, **worker.cold, **worker.ask("memory")} for name, worker in workers.items()]
+            for name in [arm.name for arm in arms if number == 0 and arm.name in workers]:
+                progress.status(f"{self._where(number)}: profile of {name}")
+                profiled += self._operators(workers[name])
+        return rows, cold, profiled
+
+    def _operators(self, worker: RuntimeProcess) -> list[Json]:
+        """Seconds a call by operator, at the batch size to recommend for."""
+        batch_size, rows = self.settings.recommended_batch_size, []
+        found = worker.ask("operators", batch_size=batch_size, calls=3)["operators"]
+        for operator, seconds in sorted(found.items(), key=lambda item: -item[1]):
+            row = {"artifact": worker.arm.check.artifact.label, "backend": worker.arm.name, "batch_size": batch_size}
+            share = {"kind": operators.kind(operator), "share": seconds / sum(found.values()), "ms": 1000 * seconds}
+            rows.append(row | {"operator": operator} | share)
+        return rows
+
+    def _where(self, number: int) -> str:
+        return f"benchmark: replicate {number + 1} of {self.settings.replicates}"
+
+    def _cell(
+        self,
+        number: int,
+        batch_size: int,
+        scope: str,
+        workers: dict[str, RuntimeProcess],
+        order: random.Random,
+        progress: "Progress",
+    ) -> list[Json]:
+        """Rows of one batch size and scope; an arm that breaks leaves `workers`, and its note says why."""
+        rows, calls, notes = [], {}, {}
+        where = f"{self._where(number)}, batch size {batch_size}, {scope}"
+        for name, worker in list(workers.items()):
+            if scope not in worker.scopes:
+                continue
+            progress.status(f"{where}: warming up {name}")
+            with self._leaving(workers, worker.arm):
+                answers = str(worker.arm.check.answers)
+                warm = worker.ask("warm_up", batch_size=batch_size, answers=answers, scope=scope)
+                calls[name] = max(1, round(self.settings.round_seconds / warm["call_seconds"]))
+                notes[name] = "" if warm["settled"] else "its calls did not settle"
+        progress.status(where)
+        for turn in range(self.settings.rounds):
+            timed = [name for name in calls if name in workers]
+            for name in order.sample(timed, len(timed)):
+                with self._leaving(workers, workers[name].arm):
+                    row = self._round(workers[name], calls[name], batch_size, scope)
+                    row |= {"replicate": number, "round": turn, "note": row["note"] or notes[name]}
+                    rows.append(row)
+        return rows
+
+    @contextlib.contextmanager
+    def _leaving(self, workers: dict[str, RuntimeProcess], arm: Arm) -> Iterator[None]:
+        try:
+            yield
+        except (Unavailable, RuntimeError) as reason:
+            if arm.name in (REFERENCE, AGAIN):
+                raise
+            arm.note = f"not timed: {reason}"
+            workers.pop(arm.name, None)
+
+    def _round(self, worker: RuntimeProcess, calls: int, batch_size: int, scope: str) -> Json:
+        arm, others, started = worker.arm, conditions.Others(), time.perf_counter()
+        told = worker.ask("measure", calls=calls)
+        foreign = others.cores(told["cores"], time.perf_counter() - started)
+        limit = EXACT if arm.precision == "float32" else SHARE * self.largest
+        if not told["away"] <= limit:
+            raise RuntimeError(f"a timed answer is {told['away']:.2g} off the one that was checked")
+        beyond = told["cores"] > self.threads + conditions.BEYOND
+        return {
+            "artifact": arm.check.artifact.label,
+            "backend": arm.name,
+            "precision": arm.precision,
+            "device": arm.check.device,
+            "batch_size": batch_size,
+            "threads": self.threads,
+            "scope": self.settings.scopes[scope],
+            "images": len(told["seconds"]) * batch_size,
+            "seconds": sum(told["seconds"]),
+            "call_ms": " ".join(f"{1000 * s:.4g}" for s in told["seconds"]),
+            "event_ms": " ".join(f"{1000 * s:.4g}" for s in told["event_seconds"]),
+            "foreign_cores": round(foreign, 3),
+            "note": f"uses {told['cores']:.1f} cores, not {self.threads}" if beyond else "",
+        }
+
+    def estimated_seconds(self) -> float:
+        """Of one replicate, from how fast the arms answered when they were checked."""
+        total = 0.0
+        for arm in [*self.arms, self.arms[0]]:  # the reference twice
+            total += 3.0  # to start
+            for batch_size in self.settings.batch_sizes:
+                call = batch_size / max(arm.images_per_second, 1e-3)
+                each = max(0.25, 2.5 * call) + self.settings.rounds * max(self.settings.round_seconds, call)
+                total += len(self.settings.scopes) * each
+        return total
+
+
+def highest_rate(worker: RuntimeProcess, latency_ms: float, seed: int) -> float:
+    """Images a second, arriving at random, of which nine of ten are answered within `latency_ms`; 0 for none.
+
+    Doubled as long as that holds, then halved in between.
+    """
+
+    def holds(rate: float) -> bool:
+        seconds = min(2.0, max(0.5, 100 / rate))
+        latencies = worker.ask("serve", rate=rate, seconds=seconds, seed=seed)["latencies"]
+        return float(np.quantile(latencies, 0.9)) * 1000 <= latency_ms
+
+    low, high = 0.0, 1000 / latency_ms
+    while high < 1e6 and holds(high):
+        low, high = high, 2 * high
+    for _ in range(5):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

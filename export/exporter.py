@@ -1,0 +1,187 @@
+"""Exports the winner of a run: its files, and how the answers of each compare with PyTorch's on every test image."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from export import SERVED_BY, Artifact, parity
+from export.check import Check
+from export.formats import CALIBRATION_IMAGES, FORMATS, Format, NotPossible, Source
+from harness.config import Export, plugins
+from harness.data.batches import Normalizer
+from harness.data.dataset import Dataset, Split, load_dataset
+from harness.run import storage, system
+from harness.run.directory import RunDirectory
+from harness.run.manifest import Digest, FileEntry, FileInput, Manifest, Mistakes
+from harness.run.progress import Progress
+from harness.run.records import WEIGHTS_FILE, TrialRecord
+from harness.stats.ranking import rank, winning_trial
+from harness.training.network import restore_network
+
+
+def export_winner(run: RunDirectory, settings: Export, progress: Progress) -> None:
+    """Export the winning configuration's trial with the best validation; RuntimeError where parity fails."""
+    recorded = run.recorded()
+    ranked = rank(run.trials(), recorded.metric)
+    if not ranked:
+        raise RuntimeError("no trial has finished: nothing to export")
+    record = winning_trial(ranked[0], recorded.metric)
+    folder = run.exported_folder(record.id)
+    if is_exported(folder, record, settings):
+        progress.line(f"export: {folder.name} is already there")
+        return
+    exporter = Exporter(run, record, settings, load_dataset(recorded.data_config), progress)
+    exporter.write_reference()
+    for kind in settings.formats:
+        exporter.write_format(kind)
+    exporter.finish()
+
+
+class Exporter:
+    """One export: `write_reference`, then `write_format` for each format, then `finish`."""
+
+    def __init__(
+        self, run: RunDirectory, record: TrialRecord, settings: Export, data: Dataset, progress: Progress
+    ) -> None:
+        self.settings, self.data, self.progress = settings, data, progress
+        self.trial = record.trial
+        self.normalize = Normalizer(self.trial.normalization, torch.device("cpu"))
+        self.trained, self.folder = run.trial_folder(record.id), run.exported_folder(record.id)
+        self.pixels = data.test.images[data.test.rows]
+        self.test, self.labels = self.normalized(data.test), labels_of(data.test)
+        self.manifest = Manifest(
+            id=record.id,
+            config=record.config,
+            weights_sha256=record.weights_sha256,
+            classes=list(data.classes),
+            normalization=self.trial.normalization.model_dump(mode="json"),
+            input_size=data.input_size,
+            fingerprint=data.fingerprint,
+            environment=system.environment().to_json(),
+            settings=settings.model_dump(mode="json"),
+            files={},
+            absent={},
+        )
+        self.source = Source(
+            network=self.network(),  # in plain memory layout
+            example=torch.from_numpy(self.test[:2].copy()),
+            calibration=self.normalized(data.train, max(1, len(data.train) // CALIBRATION_IMAGES)),
+            validation=self.normalized(data.validation),
+            labels=labels_of(data.validation),
+            normalization=self.trial.normalization,
+            settings=settings,
+        )
+
+    def network(self) -> torch.nn.Module:
+        sha256, classes = self.manifest.weights_sha256, len(self.data.classes)
+        return restore_network(self.trained, self.trial, sha256, classes, self.data.input_size)
+
+    def normalized(self, split: Split, every: int = 1) -> npt.NDArray[np.float32]:
+        return self.normalize(torch.from_numpy(split.images[split.rows[::every]])).numpy()
+
+    def write_reference(self) -> None:
+        """PyTorch's logits of the test images in float64, what they get wrong, and the weights."""
+        exact = self.network().double()  # float32 rounds in places that no file can be blamed for
+
+        def answer(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+            with torch.inference_mode():
+                logits: npt.NDArray[np.float64] = exact(torch.from_numpy(batch).double()).numpy()
+            return logits
+
+        counter = self.progress.counter("exporting: PyTorch's answers in float64, images")
+        self.reference = parity.predict_all(answer, self.test, counter)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "manifest.json").unlink(missing_ok=True)  # a manifest describes files that are there
+        storage.write_array(self.folder / "reference.npy", self.reference)
+        sha256 = storage.sha256(self.folder / "reference.npy")
+        self.manifest.reference = Digest.model_validate({"precision": "float64", "sha256": sha256})
+        self.manifest.torch_accuracy = float((self.reference.argmax(1) == self.labels).mean())
+        self.manifest.confusion = parity.confusion_counts(self.reference, self.labels).tolist()
+        mistakes = parity.confident_mistakes(self.reference, self.labels, self.data.classes)
+        storage.write_array(self.folder / "mistakes.npy", self.pixels[[one["row"] for one in mistakes]])
+        self.manifest.mistakes = Mistakes(sha256=storage.sha256(self.folder / "mistakes.npy"), images=mistakes)
+        weights = self.folder / WEIGHTS_FILE
+        storage.write_atomically(weights, (self.trained / WEIGHTS_FILE).read_bytes())
+        self.manifest.files[weights.name] = self._entry(weights, "torch", "float32")
+
+    def write_format(self, kind: str) -> None:
+        """Write the files of a format and check them; where the network has none, say why."""
+        made = FORMATS[kind]
+        self.progress.status(f"exporting {made.file()}")
+        started = time.perf_counter()
+        try:
+            model, extra = made.make(self.source)
+        except NotPossible as reason:
+            self.manifest.absent[kind] = str(reason)
+            self.progress.line(f"export: {kind} is absent: {reason}")
+            return
+        for uint8 in [False, True] if self.settings.uint8 else [False]:
+            name = made.file(uint8)
+            self.progress.status(f"exporting {name}")
+            made.save(model, self.folder / name, self.source, uint8)
+            self.manifest.timing.export_seconds[name] = round(time.perf_counter() - started, 2)
+            entry = self._entry(self.folder / name, made.kind, made.precision, uint8)
+            self.manifest.files[name] = FileEntry.model_validate(entry.to_json() | extra)
+            if made.kind == "onnx":
+                self.manifest.files[name].opset = self.settings.opset
+            self._check(name, made, uint8)
+            started = time.perf_counter()
+
+    def _check(self, name: str, made: Format, uint8: bool) -> None:
+        """Compare the file, in the runtime that it is made for, with the reference on every test image."""
+        artifact = Artifact(self.folder, self.manifest, name)
+        check = Check(artifact, SERVED_BY[made.kind], "cpu")
+        load = plugins.load("export.runtimes", check.runtime, "load")
+        predict = load(artifact, "cpu", torch.get_num_threads())
+        started = time.perf_counter()
+        images = self.pixels if uint8 else self.test
+        logits = parity.predict_all(predict, images, self.progress.counter(f"checking {name}, test images"))
+        allowed = None if made.exact else self.settings.max_accuracy_drop
+        found = parity.compare_logits(logits, self.reference, self.labels, allowed)
+        storage.write_array(check.answers, logits)
+        check.store(found, time.perf_counter() - started)
+        self.manifest.files[name].parity = found.record()
+        self.progress.line(f"export: {name}, {found}")
+
+    def finish(self) -> None:
+        """Remove files of other settings, write the manifest; RuntimeError where a float32 file failed its check."""
+        for old in (*self.folder.glob("model*.onnx"), *self.folder.glob("model*.pt2")):
+            if old.name not in self.manifest.files:
+                old.unlink()
+        self.manifest.write(self.folder / "manifest.json")
+        if wrong := self.manifest.failed_parity():
+            where = self.folder / "manifest.json"
+            raise RuntimeError(f"{', '.join(wrong)}: does not answer like PyTorch; {where} has figures")
+
+    def _entry(self, path: Path, kind: str, precision: str, uint8: bool = False) -> FileEntry:
+        side = self.data.input_size
+        given = FileInput(name="images", dtype="float32", shape=["batch", 3, side, side], normalized=True)
+        if uint8:
+            given = FileInput(name="images", dtype="uint8", shape=["batch", side, side, 3], normalized=False)
+        sha256, size = storage.sha256(path), path.stat().st_size
+        return FileEntry(format=kind, precision=precision, sha256=sha256, bytes=size, input=given)
+
+
+def labels_of(split: Split) -> npt.NDArray[np.int64]:
+    labels: npt.NDArray[np.int64] = split.labels[split.rows]
+    return labels
+
+
+def is_exported(folder: Path, record: TrialRecord, settings: Export) -> bool:
+    """Whether the folder holds what these settings make of these weights, intact, and exact where it must be."""
+    try:
+        manifest = Manifest.read(folder / "manifest.json")
+    except (OSError, ValueError):
+        return False
+    digests = {name: entry.sha256 for name, entry in manifest.files.items()}
+    for name, digest in (("reference.npy", manifest.reference), ("mistakes.npy", manifest.mistakes)):
+        digests[name] = digest.sha256 if digest else ""
+    return (
+        manifest.weights_sha256 == record.weights_sha256
+        and manifest.settings == settings.model_dump(mode="json")
+        and all(storage.is_intact(folder / name, sha256) for name, sha256 in digests.items())
+        and not manifest.failed_parity()
+    )

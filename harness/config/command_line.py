@@ -1,0 +1,144 @@
+"""`key=value` arguments -> a typed configuration -> `main`: the same grammar, help and errors for every command.
+
+Strings and paths are taken as typed; other values are read by their field's type; lists are written `[a,b]`; `none`
+clears an optional value. Bad input ends with exit code 2 and one line `error: key=value: reason; what to do`.
+"""
+
+import gc
+import math
+import signal
+import sys
+import time
+import traceback
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from harness import __version__
+from harness.config import BadInput
+from harness.config.keys import build_config, keys, nested, plugin_choices, read_values
+
+FLAGS = {
+    "--help": "this text",
+    "--version": "the version",
+    "--debug": "tracebacks of errors",
+}
+
+
+def split_arguments(arguments: list[str]) -> dict[str, str]:
+    """`key=value` arguments as a mapping of texts, in their order."""
+    texts: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            raise BadInput(f"{argument}: not of the form key=value; `--help` lists the keys")
+        if key in texts:
+            raise BadInput(f"{argument}: {key} is given twice; leave one out")
+        if not text:
+            raise BadInput(f"{argument}: the value is empty; give one, or leave the key out")
+        texts[key] = text
+    return texts
+
+
+def _type_name(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return _type_name(next(a for a in inner if a is not type(None)))
+    if origin is list:
+        return f"[{_type_name(inner[0])},...]"
+    if origin is tuple:
+        return "[" + ",".join(_type_name(a) for a in inner) + "]"
+    if origin is not None and hasattr(annotation, "__metadata__"):
+        return _type_name(inner[0])
+    if inner and origin is not dict:  # Literal
+        return "|".join(str(a) for a in inner)
+    return {str: "text", Path: "path", float: "number", int: "whole number", bool: "true|false"}.get(annotation, "")
+
+
+def help_text(doc: str, model: type[BaseModel]) -> str:
+    """What `--help` prints: the module's docstring, then every key with type, default and meaning."""
+    lines = [doc.strip(), "", "Keys, written key=value:"]
+    for key in keys(model):
+        default = "required" if key.required else "default " + _show(key.default)
+        if key.default in (None, {}) and not key.required:
+            default = ""
+        kind = _type_name(key.annotation)
+        lines.append(f"  {key.name:<31}" + "; ".join(part for part in (key.description, kind, default) if part))
+        if key.folder:
+            lines.append(f"  {'':<31}{plugin_choices(key)}" + ("" if "." in key.folder else ", or FILE.py"))
+    lines += ["", *(f"  {flag:<31}{meaning}" for flag, meaning in FLAGS.items())]
+    return "\n".join(lines)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_show(item) for item in value) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def run_command(
+    model: type[BaseModel],
+    main: Callable[[Any], int],
+    doc: str,
+    resolve: Callable[[dict[str, Any]], Any] | None = None,
+    prepare: Callable[[list[str]], list[str]] = list,
+) -> int:
+    """Parse the command line, build the configuration and call `main`; returns the exit code.
+
+    `resolve` turns the values by dotted key into the configuration, where that takes more than checking them;
+    `prepare` rewrites the arguments of a command with a shorter form.
+    """
+    arguments = sys.argv[1:]
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text(doc, model))
+        return 0
+    if "--version" in arguments:
+        print(f"harness {__version__}")
+        return 0
+    debug = "--debug" in arguments
+    gc.set_threshold(50_000)  # imports make objects that last: collecting in between takes a fifth of their time
+    for number in STOPPING:
+        signal.signal(number, _stop)
+    try:
+        values = read_values(split_arguments(prepare([a for a in arguments if a != "--debug"])), model)
+        return main(resolve(values) if resolve else build_config(model, nested(values)))
+    except BadInput as error:
+        if debug:
+            traceback.print_exc()
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        for number in STOPPING:  # the interpreter's end would put the system's handlers back
+            signal.signal(number, signal.SIG_IGN)
+        print("stopped; the same command continues", file=sys.stderr)
+        return 128 + (_received or signal.SIGINT)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        reason = " ".join(str(error).split()) or "no message"
+        print(f"error: {type(error).__name__}: {reason}; --debug shows where", file=sys.stderr)
+        return 1
+
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+ENDING_SECONDS = 15.0  # for the end that a signal began; another one meanwhile changes nothing
+_received: int | None = None
+_received_at = -math.inf
+
+
+def _stop(number: int, _frame: object) -> None:
+    """Both as KeyboardInterrupt: a SystemExit that meets Ray at work becomes one trial's error there."""
+    global _received, _received_at
+    if time.monotonic() - _received_at < ENDING_SECONDS:
+        return
+    _received, _received_at = number, time.monotonic()
+    raise KeyboardInterrupt
+
+
+def check_stopped() -> None:
+    """Raise KeyboardInterrupt where a signal to stop has come: once raised, it may be lost in a callback of C's."""
+    if _received is not None:
+        raise KeyboardInterrupt

@@ -1,0 +1,134 @@
+"""Dotted keys: the keys of a configuration, text read by a key's type, and nested values by dotted key."""
+
+import difflib
+import json
+import re
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from harness.config import BadInput, plugins
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of the command line: dotted name, its type, default and meaning."""
+
+    name: str
+    annotation: Any
+    default: Any
+    description: str
+    folder: str | None
+    required: bool
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
+    """Every key that a configuration takes, nested ones with dots."""
+    for name, info in model.model_fields.items():
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from keys(annotation, f"{prefix}{name}.")
+            continue
+        extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+        default = None if info.is_required() else info.get_default(call_default_factory=True)
+        folder = str(extra["folder"]) if "folder" in extra else None
+        yield Key(prefix + name, annotation, default, info.description or "", folder, info.is_required())
+
+
+def read_values(texts: dict[str, str], model: type[BaseModel]) -> dict[str, Any]:
+    """Texts as values by dotted key, each read by its field's type. BadInput names an unknown key's nearest."""
+    known = {key.name: key for key in keys(model)}
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        parent, _, option = name.rpartition(".")
+        if name in known:
+            values[name] = _read_text(text, known[name].annotation)
+        elif option and parent in known and get_origin(known[parent].annotation) is dict:
+            values[name] = _read_text(text, Any)
+        else:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "`--help` lists the keys"
+            raise BadInput(f"{name}={text}: unknown key; {hint}")
+    return values
+
+
+def _read_text(text: str, annotation: Any) -> Any:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        if type(None) in inner and text.lower() in ("none", "null"):
+            return None
+        return _read_text(text, next(a for a in inner if a is not type(None)))
+    if origin in (list, tuple):
+        if not (text.startswith("[") and text.endswith("]")):
+            return text  # pydantic says that it is no list
+        return _read_items(text, inner[0])
+    if annotation is Any:
+        try:
+            return json.loads(text.lower() if text.lower() in ("true", "false") else text)
+        except ValueError:  # [conv1,bn1] as elsewhere, without JSON's quotes
+            return _read_items(text, Any) if re.fullmatch(r"\[[^\[\]]*\]", text) else text
+    return text
+
+
+def _read_items(text: str, annotation: Any) -> list[Any]:
+    return [_read_text(item.strip(), annotation) for item in text[1:-1].split(",") if item.strip()]
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Values by dotted key as nested mappings."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = value
+    return tree
+
+
+def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `change` put in; neither is touched."""
+    merged = dict(base)
+    for name, value in change.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = merge(merged[name], value) if both else value
+    return merged
+
+
+def build_config(model: type[M], tree: dict[str, Any], where: str = "") -> M:
+    """The configuration of nested values. BadInput names the first key that is wrong; `where` is put before it."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        reason = reason[0].lower() + reason[1:]
+        if first["type"] == "missing":
+            raise BadInput(f"{where}{name}=: {name} is missing; give {name}=VALUE") from error
+        subject = f"{name}={first['input']}" if not isinstance(first["input"], dict) else name
+        known = next((key for key in keys(model) if key.name == name), None)
+        hint = f"; {plugin_choices(known)}" if known and known.folder else "; `--help` has types and ranges"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise BadInput(f"{where}{subject}: {reason}{hint}{more}") from error
+
+
+def plugin_choices(key: Key) -> str:
+    assert key.folder is not None
+    return "one of " + ", ".join(plugins.names(key.folder))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "", *, keep_lists: bool = False) -> dict[str, Any]:
+    """Nested mappings as one, names joined with dots; lists become JSON, unless they are kept."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.", keep_lists=keep_lists)
+        else:
+            flat[prefix + name] = json.dumps(value) if isinstance(value, list | tuple) and not keep_lists else value
+    return flat

@@ -1,0 +1,1 @@
+"""Convolutions, activations and poolings of our own, for CPUs."""

@@ -1,0 +1,1 @@
+"""Images: data sets, splits, batches, augmentation."""

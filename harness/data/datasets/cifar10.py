@@ -1,0 +1,81 @@
+"""CIFAR-10 through torchvision: 50,000 training and 10,000 test images of 32x32, ten classes.
+
+The archive is downloaded where there is a network. Its SHA-256 is checked before anything in it is unpickled:
+torchvision itself checks MD5 only.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from harness.config import BadInput, Data
+from harness.data.dataset import Decoded, OnProgress
+from harness.run.cache import cache_folder
+
+ARCHIVE = "cifar-10-python.tar.gz"
+SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+
+
+def identity(data: Data) -> str:
+    """The archive's digest: it is the same wherever it lies. Fetches the archive if it is not there."""
+    cached = cache_folder("datasets") / f"cifar10-{SHA256[:16]}.checked"
+    if not cached.exists():  # the check takes a second; once a machine is enough, decode() checks what it reads
+        _check(_archive(data))
+        cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        cached.touch()
+    return SHA256
+
+
+def decode(data: Data, progress: OnProgress) -> Decoded:
+    from torchvision.datasets import CIFAR10
+
+    if data.size not in (None, 32):
+        raise BadInput(f"data.size={data.size}: cifar10 is 32x32; leave it out, or use data.name=images")
+    archive = _archive(data)
+    _check(archive)
+    parts = [CIFAR10(archive.parent, train=train, download=True) for train in (True, False)]  # unpacks the archive
+    progress(60_000, 60_000)
+    train, test = ((part.data, np.asarray(part.targets, dtype=np.int64)) for part in parts)
+    return Decoded(classes=tuple(parts[0].classes), train=train, test=test)
+
+
+def _archive(data: Data) -> Path:
+    """The archive's path; where it is not there it is downloaded elsewhere, checked, and moved there whole."""
+    folder = data.root or cache_folder("datasets") / "cifar10"
+    archive = folder / ARCHIVE
+    if archive.is_file():
+        return archive
+    from filelock import FileLock
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import download_url
+
+    cache_folder("datasets").mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (
+        FileLock(cache_folder("datasets") / "cifar10.lock"),
+        tempfile.TemporaryDirectory(dir=cache_folder("datasets")) as temporary,
+    ):
+        if archive.is_file():  # another process has fetched it meanwhile
+            return archive
+        try:
+            download_url(CIFAR10.url, temporary, ARCHIVE, CIFAR10.tgz_md5)
+        except Exception as error:
+            raise BadInput(
+                f"data.name=cifar10: {ARCHIVE} is neither in {folder} nor to be downloaded ({type(error).__name__}); "
+                "put it there, or use data.name=digits (needs no files), or data.name=images data.root=DIR"
+            ) from error
+        _check(Path(temporary) / ARCHIVE)
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = archive.with_suffix(".partial")
+        shutil.move(Path(temporary) / ARCHIVE, partial)  # may be another disk, so not atomic
+        partial.replace(archive)
+    return archive
+
+
+def _check(archive: Path) -> None:
+    with archive.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != SHA256:
+        raise BadInput(f"data.root={archive.parent}: {ARCHIVE} has SHA-256 {found}, not {SHA256}; fetch it again")

@@ -1,0 +1,215 @@
+"""The stages of a run in order: search, confirm, export, benchmark, report; and the same from Python.
+
+from harness import open_run, tune
+run = tune("quick", run="runs/first", search={"samples": 2})
+run.trials, run.winner, run.files
+"""
+
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config import STAGES, BadInput, Benchmark, Export, Strict, Tune
+from harness.config.keys import flatten
+from harness.search.checks import (
+    check_before_start,
+    check_code,
+    check_networks,
+    check_trials,
+    run_record,
+    some_trials,
+)
+from harness.search.resolution import Resolved, resolve
+from harness.search.trials import TrialGenerator
+
+if TYPE_CHECKING:
+    from harness.data.dataset import Dataset
+    from harness.reporting.opened import OpenRun
+    from harness.run.directory import RunDirectory
+    from harness.run.progress import Progress
+    from tune_spaces import Space
+
+Section = Mapping[str, Any] | Strict  # the keys of a section: trial={"epochs": 3}, or a Trial
+
+
+def tune(
+    space: "str | Path | Space", *, run: Path | str | None = None, stages: list[str] | None = None, **sections: Section
+) -> "OpenRun":
+    """What `python -m harness.tune` does: the stages that are missing; returns the run.
+
+    `space`: a name, a FILE.py or a Space. `sections`: trial, data, search, resources, export, benchmark, with the keys
+    of the command line. Raises BadInput for bad input, RuntimeError where a trial or a stage failed.
+    """
+    from harness.reporting.opened import open_run
+    from tune_spaces import Space as SpaceType
+
+    given = space if isinstance(space, SpaceType) else None
+    values: dict[str, Any] = {"space": "notebook" if given else str(space)}  # open: values by dotted key
+    values |= {name: value for name, value in (("run", run), ("stages", stages)) if value is not None}
+    for name, section in sections.items():
+        own = section.model_dump(exclude_unset=True) if isinstance(section, Strict) else section
+        values |= flatten(own, f"{name}.", keep_lists=True)
+    resolved = resolve(values, given)
+    if run_stages(resolved):
+        raise RuntimeError(f"a trial or a stage failed; see {resolved.run / 'run.log'}")
+    return open_run(resolved.run)
+
+
+def export(run: Path | str, **settings: Any) -> dict[str, Path]:
+    """What `python -m export` does, with the keys of `export.`; returns the winner's files by name."""
+    from export.exporter import export_winner
+    from harness.reporting.opened import open_run
+
+    opened = open_run(run)
+    with _working_on(opened.directory) as progress:
+        export_winner(opened.directory, Export.model_validate(settings), progress)
+    return opened.files
+
+
+def benchmark(run: Path | str, **settings: Any) -> "OpenRun":
+    """What `python -m benchmarks` does, with the keys of `benchmark.`; returns the run."""
+    from benchmarks.inference.runner import benchmark_exported
+    from harness.reporting.opened import open_run
+
+    opened = open_run(run)
+    with _working_on(opened.directory) as progress:
+        benchmark_exported(opened.directory, Benchmark.model_validate(settings), progress)
+    return opened
+
+
+@contextlib.contextmanager
+def _working_on(run: "RunDirectory") -> "Iterator[Progress]":
+    from harness.run.progress import Progress
+
+    progress = Progress(run.path / "run.log")
+    with run.locked(), progress.live():
+        yield progress
+    progress.check_logged()
+
+
+def run_stages(resolved: Resolved) -> int:
+    """Check everything, then run the stages; returns the exit code."""
+    from harness.data.dataset import load_dataset
+    from harness.run.directory import RunDirectory
+    from harness.run.progress import Progress
+
+    config, progress = resolved.config, Progress()
+    run = RunDirectory(resolved.run)
+    recorded = run.configuration()
+    check_before_start(resolved, run, recorded)
+    with progress.live():
+        data = load_dataset(config.data, progress.counter("decoding images"))
+    if recorded and recorded.data.fingerprint != data.fingerprint:
+        raise BadInput(
+            f"run={run.path}: was trained on other images ({recorded.data.fingerprint}, now {data.fingerprint}); "
+            "give run=NEW or restore the data"
+        )
+    generator = TrialGenerator(resolved, data.fingerprint)
+    check_trials(generator, run)
+    generator.search_trials()  # BadInput for variants and grids that cannot be
+    check_networks(resolved, generator, data)
+    if config.dry_run:
+        from harness.search.estimate import print_estimate
+
+        print_estimate(resolved, generator, data, progress)
+        return 0
+    failed: list[str] = []
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        if config.resources.address and {"search", "confirm"} & set(config.stages):
+            from harness.search.allocation import Allocation
+            from harness.search.cluster import cluster
+
+            nodes = stack.enter_context(cluster(config.resources))  # a wrong address is an error before any file
+            Allocation.of(config.resources, nodes, 1)
+        stack.enter_context(run.locked())
+        _begin(resolved, generator, data, run, progress)
+        for stage in (stage for stage in STAGES if stage in config.stages):
+            try:
+                with progress.live():
+                    run_stage(stage, generator, run, progress)
+            except BadInput:
+                raise
+            except Exception as error:
+                failed.append(stage)
+                progress.failure(f"stage {stage} failed", error)
+                if "--debug" in sys.argv:
+                    raise
+    code = report_outcome(run, config, failed, time.monotonic() - started, progress)
+    if code == 0:
+        progress.check_logged()
+    return code
+
+
+def _begin(
+    resolved: Resolved, generator: TrialGenerator, data: "Dataset", run: "RunDirectory", progress: "Progress"
+) -> None:
+    """Write run.json, and set aside what is corrupt; BadInput where trials were trained by other code."""
+    from harness.run import gpus
+
+    config = resolved.config
+    record = run_record(resolved, data, {record.variant for record in run.trials()}, run.configuration())
+    run.create(record, shlex.join(["python", "-m", "harness.tune", *sys.argv[1:]]))
+    progress.log = run.path / "run.log"
+    progress.line(f"run {run.path}")
+    if reason := gpus.unusable():
+        progress.line(f"warning: {reason}; all runs on the CPU")
+    run.print_notices(progress.line)
+    run.set_aside_corrupt()
+    run.write_trials_csv()
+    if {"search", "confirm"} & set(config.stages):
+        networks = {trial.architecture for trial in some_trials(resolved, generator)}
+        check_code(run, networks, config.other_code, progress)
+
+
+def run_stage(stage: str, generator: TrialGenerator, run: "RunDirectory", progress: "Progress") -> None:
+    """One stage: it reads what earlier ones left in the run directory and adds what is missing."""
+    config = generator.resolved.config
+    if stage in ("search", "confirm"):
+        from harness.search.stages import confirm_stage, search_stage
+
+        if stage == "search":
+            search_stage(generator, None if generator.asks_optuna else generator.search_trials(), run, progress)
+        else:
+            confirm_stage(generator, run, progress)
+    elif stage == "export":
+        from export.exporter import export_winner
+
+        export_winner(run, config.export, progress)
+    elif stage == "benchmark":
+        from benchmarks.inference.runner import benchmark_exported
+
+        benchmark_exported(run, config.benchmark, progress)
+    else:
+        from harness.reporting.page import write_report
+
+        write_report(run, progress)
+
+
+def report_outcome(run: "RunDirectory", config: Tune, failed: list[str], seconds: float, progress: "Progress") -> int:
+    """Say how the command ended; returns the exit code."""
+    from harness.run.progress import duration
+    from harness.stats.ranking import rank
+
+    records = run.trials()
+    broken = [r for r in records if r.status in ("failed", "oom")]
+    for record in broken:
+        progress.line(f"{record.status}: trial {record.id}: {record.error} ({run.trial_folder(record.id)})")
+    ranked = rank(records, config.search.metric)
+    if ranked:
+        best = ranked[0]
+        tests = [r.metrics.of("test_accuracy") for r in best.records if r.metrics.test_accuracy is not None]
+        text = f"best: {best.name}, {config.search.metric} {best.estimate.mean:.4f} over {best.estimate.n} seeds"
+        if tests:
+            text += f", test accuracy {sum(tests) / len(tests):.4f}"
+        ties = sum(one.tied for one in ranked)
+        text += f"; {ties} others cannot be told apart from it" if ties and best.estimate.n > 1 else ""
+        progress.line(text)
+    progress.line(f"done in {duration(seconds)}" + (f"; failed stages: {', '.join(failed)}" if failed else ""))
+    if "report" in config.stages and "report" not in failed:
+        progress.line(f"report {run.path / 'report' / 'index.html'}")
+    return 1 if broken or failed else 0

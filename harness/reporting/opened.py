@@ -1,0 +1,89 @@
+"""A run directory opened for reading: trials, ranking, claims, winner and exported files.
+
+from harness import open_run
+run = open_run("runs/quick-1a2b3c4d")
+run.trials[["id", "metrics.val_accuracy"]]
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.config.keys import flatten
+from harness.run.directory import RunDirectory
+from harness.run.manifest import Manifest
+from harness.run.records import RunRecord, TrialRecord
+from harness.stats.claims import Finding
+from harness.stats.ranking import Ranked, rank, winning_trial
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """Each property reads the files anew: a run may go on meanwhile."""
+
+    directory: RunDirectory
+
+    @property
+    def path(self) -> Path:
+        return self.directory.path
+
+    @property
+    def record(self) -> RunRecord:
+        """run.json"""
+        return self.directory.recorded()
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        """trial.json of each trial that has ended."""
+        return self.directory.trials()
+
+    @property
+    def trials(self) -> "pd.DataFrame":
+        """A row a trial that has ended, with the columns of trials.csv."""
+        import pandas as pd
+
+        return pd.DataFrame([flatten(record.to_json(), keep_lists=True) for record in self.records])
+
+    def history(self, trial: str) -> "pd.DataFrame":
+        """A row a validation of that trial."""
+        return self.directory.history(trial)
+
+    @property
+    def ranking(self) -> list[Ranked]:
+        """Configurations, best first; `tied` are those that cannot be told apart from the best."""
+        return rank(self.records, self.record.metric)
+
+    @property
+    def claims(self) -> list[Finding]:
+        """The findings about the claims of an ablation."""
+        from harness.reporting.page import findings_of
+
+        return findings_of(self.record, self.records)
+
+    @property
+    def winner(self) -> TrialRecord | None:
+        """Of the best configuration the trial with the best validation: the one that is exported."""
+        ranked = self.ranking
+        return winning_trial(ranked[0], self.record.metric) if ranked else None
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Of the winner's export, None where it is not exported."""
+        winner = self.winner
+        file = self.directory.exported_folder(winner.id) / "manifest.json" if winner else None
+        return Manifest.read(file) if file and file.is_file() else None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The winner's exported files by name."""
+        manifest = self.manifest
+        folder = self.directory.exported_folder(manifest.id) if manifest else Path()
+        return {name: folder / name for name in manifest.files} if manifest else {}
+
+
+def open_run(path: Path | str) -> OpenRun:
+    """The run in that directory; BadInput where there is none."""
+    return OpenRun(RunDirectory.existing(Path(path).expanduser().absolute()))

@@ -1,0 +1,1 @@
+"""The run directory and the machine: files, records, provenance, progress."""

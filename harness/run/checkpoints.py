@@ -1,0 +1,81 @@
+"""Files of tensors: trained weights, and checkpoints whose names carry their own SHA-256."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+from harness.run.storage import sha256, write_atomically
+
+
+def save_weights(path: Path, state: Mapping[str, "torch.Tensor"]) -> str:
+    """Write a state dict as safetensors; returns the file's SHA-256."""
+    from safetensors.torch import save
+
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_weights(path: Path, expected_sha256: str | None = None) -> dict[str, "torch.Tensor"]:
+    """Read a state dict; ValueError where the file is not the one that was written."""
+    from safetensors.torch import load
+
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if expected_sha256 is not None and found != expected_sha256:
+        raise ValueError(f"{path}: SHA-256 is {found}, recorded was {expected_sha256}; the file is torn or replaced")
+    return load(content)
+
+
+# A checkpoint's name has its sequence number and the beginning of its SHA-256: which is newest depends on no clock, and
+# whether it is whole on no other file.
+_GENERATION = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{32})\.safetensors")
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    return sorted((path for path in folder.glob("checkpoint-*") if _GENERATION.fullmatch(path.name)), reverse=True)
+
+
+def save_checkpoint(folder: Path, sequence: int, tensors: Mapping[str, "torch.Tensor"], about: Any) -> None:
+    """Write a checkpoint, and once it reads back as it was written remove all but the one before it.
+
+    `about`: what JSON can hold. OSError where the disk is full or fails; earlier checkpoints are there still.
+    """
+    from safetensors.torch import save
+
+    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(dense, {"about": json.dumps(about)})
+    path = folder / f"checkpoint-{sequence:08d}-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
+    write_atomically(path, content)
+    if not _named(path, sha256(path)):
+        raise OSError(f"{path}: does not read back as it was written")
+    for old in checkpoint_files(folder)[2:]:
+        old.unlink()
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, "torch.Tensor"], Any]:
+    """(tensors, `about`); ValueError where the checkpoint is torn."""
+    from safetensors.torch import load
+
+    content = path.read_bytes()
+    if not _named(path, hashlib.sha256(content).hexdigest()):
+        raise ValueError(f"{path}: is not what its name says that was written")
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]  # of which the library gives no bytes' metadata
+    return load(content), json.loads(json.loads(header)["__metadata__"]["about"])
+
+
+def remove_checkpoints(folder: Path) -> None:
+    for path in checkpoint_files(folder):
+        path.unlink(missing_ok=True)
+
+
+def _named(path: Path, digest: str) -> bool:
+    """Whether a checkpoint's name has that SHA-256."""
+    named = _GENERATION.fullmatch(path.name)
+    return named is not None and digest[:32] == named[2]

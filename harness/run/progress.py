@@ -1,0 +1,93 @@
+"""What a person sees while a run goes on: a live status on a terminal, plain lines in a pipe; all lines in run.log."""
+
+import contextlib
+import datetime
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+
+from harness.run.storage import StorageError, storage_errors_of
+
+PLAIN_EVERY_SECONDS = 20.0
+
+
+class Progress:
+    """`line` says that something happened; `status` replaces what was shown as going on."""
+
+    def __init__(self, log: Path | None = None, console: Console | None = None):
+        self.console = console or Console(stderr=False, highlight=False, soft_wrap=True)
+        self.log = log
+        self._lost: StorageError | None = None
+        self._live: Status | None = None
+        self._last_plain = time.monotonic()
+
+    def line(self, text: str) -> None:
+        self.console.print(escape(text))
+        self._append(f"{datetime.datetime.now().isoformat(timespec='seconds')} {text}\n")
+
+    def failure(self, what: str, error: BaseException) -> None:
+        """One line for the person; the traceback for run.log."""
+        lines = str(error).strip().splitlines()
+        self.line(f"{what}: {type(error).__name__}: {lines[0] if lines else ''}")
+        self._append("".join(traceback.format_exception(error)))
+
+    def _append(self, text: str) -> None:
+        if self.log is None:
+            return
+        try:
+            with storage_errors_of(self.log), self.log.open("a") as file:
+                file.write(text)
+        except StorageError as error:
+            self._lost = error
+        except OSError:  # the folder was moved away: told by who works in it
+            pass
+
+    def check_logged(self) -> None:
+        """StorageError where the log lacks something: results come first, so only at the end of what was done."""
+        if self._lost is not None:
+            raise self._lost
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[None]:
+        """A spinner with the status below what is printed, on a terminal; within another one, that one."""
+        if not self.console.is_terminal or self._live is not None:
+            yield
+            return
+        try:
+            with self.console.status("starting") as self._live:
+                yield
+        finally:
+            self._live = None
+
+    def status(self, text: str) -> None:
+        """On a terminal the live line; in a pipe a plain line now and then."""
+        if self._live is not None:
+            self._live.update(escape(text))
+        elif not self.console.is_terminal and time.monotonic() - self._last_plain > PLAIN_EVERY_SECONDS:
+            self._last_plain = time.monotonic()
+            self.console.print(escape(text))
+
+    def counter(self, what: str) -> Callable[[int, int], None]:
+        """A progress(done, total) that shows `what` with its share and time left."""
+        started = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            left = (time.monotonic() - started) * (total - done) / max(done, 1)
+            self.status(f"{what}: {done:,} of {total:,}, {duration(left)} left")
+
+        return show
+
+
+def duration(seconds: float) -> str:
+    """For people: 45 s, 3 min 20 s, 2 h 05 min."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

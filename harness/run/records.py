@@ -1,0 +1,240 @@
+"""The JSON and CSV files of a run as typed objects, read and written here.
+
+`trial.json` is a TrialRecord, `run.json` a RunRecord; manifest.json is in export/manifest.py, verdict.json in
+benchmarks/inference/verdict.py. Fields that a later version adds are kept where an object is read and written again.
+"""
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from pydantic import Field
+
+from harness.config import Data, Trial
+from harness.run import storage
+from harness.run.storage import Json, JsonFile
+from harness.run.tables import csv_text
+
+TRIAL_FILE, HISTORY_FILE, WEIGHTS_FILE, ERROR_FILE = "trial.json", "history.csv", "model.safetensors", "error.txt"
+
+Status = Literal["finished", "stopped", "failed", "diverged", "oom"]
+
+
+class HistoryRow(TypedDict):
+    """A validation: a row of history.csv. Accuracies in [0, 1]; `lr`: the learning rate of the last step."""
+
+    epoch: float
+    step: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    lr: float
+    seconds: float
+
+
+HISTORY_COLUMNS = tuple(HistoryRow.__annotations__)
+
+
+class Metrics(JsonFile):
+    """Of the kept weights, None where not measured; `epochs` trained, `macs`: multiply-adds of one image."""
+
+    val_accuracy: float | None = None
+    val_loss: float | None = None
+    train_accuracy: float | None = None
+    train_loss: float | None = None
+    test_accuracy: float | None = None
+    test_loss: float | None = None
+    epochs: float | None = None
+    parameters: int | None = None
+    macs: int | None = None
+
+    def of(self, name: str) -> float:
+        """The metric of that name; KeyError where it was not measured. `gap`: training minus test accuracy."""
+        if name == "gap":
+            return self.of("train_accuracy") - self.of("test_accuracy")
+        value = getattr(self, name, None)
+        if value is None:
+            raise KeyError(f"{name} was not measured")
+        return float(value)
+
+
+class Timing(JsonFile):
+    """Seconds; `ledger`: `wall_seconds` by kind of work (harness/training/timers.py)."""
+
+    wall_seconds: float = 0.0
+    ledger: dict[str, float] = Field(default_factory=dict)
+    train_seconds: float = 0.0
+    validate_seconds: float = 0.0
+    images_per_second: float = 0.0
+
+
+class TrialEnvironment(JsonFile):
+    """Where a trial ran, and how its steps were executed (the fields of ExecutionPlan)."""
+
+    code: str | None = None
+    device: str = ""
+    precision: str = ""
+    compile: str = ""
+    memory_format: str = ""
+    threads: int = 0
+    cores: int = 0
+    images_on: str = ""
+    gpu: Json | None = None
+    peak_allocated_bytes: int = 0
+    peak_reserved_bytes: int = 0
+    not_checkpointed: str | None = None
+
+
+class Resumption(JsonFile):
+    """A trial went on from a checkpoint of `epoch`; `torn`: corrupt ones that were passed over."""
+
+    epoch: int
+    torn: list[str] = Field(default_factory=list)
+
+
+class TrialRecord(JsonFile):
+    """trial.json: a trial that has ended."""
+
+    id: str = ""
+    stage: str = ""
+    variant: str = ""
+    index: int = 0
+    parameters: Json = Field(default_factory=dict)  # open: the values that the space changes
+    seed: int
+    config: Json  # as it was trained: the trial's id is derived from it
+    status: Status
+    metrics: Metrics = Field(default_factory=Metrics)
+    timing: Timing = Field(default_factory=Timing)
+    environment: TrialEnvironment = Field(default_factory=TrialEnvironment)
+    kept_epoch: float | None = None
+    continued: list[Resumption] = Field(default_factory=list)
+    stop_reason: str | None = None
+    error: str | None = None
+    compiled_anew: str | None = None
+    history_sha256: str | None = None
+    weights_sha256: str | None = None
+
+    @property
+    def trial(self) -> Trial:
+        return Trial.model_validate(self.config)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the same command may leave this trial as it is: failures and those that the time budget ended run
+        again."""
+        if self.status == "stopped":
+            return self.stop_reason != "time budget"
+        return self.status in ("finished", "diverged")
+
+    @property
+    def is_tested(self) -> bool:
+        return self.status == "finished" and self.metrics.test_accuracy is not None
+
+    @property
+    def configuration_name(self) -> str:
+        """What a person calls the configuration: its variant, or the number of its sample."""
+        if self.variant:
+            return self.variant
+        return "base" if self.index == 0 and not self.parameters else f"sample {self.index}"
+
+
+class DataRecord(JsonFile):
+    """The images of a run: classes, side in pixels, how many of each split."""
+
+    classes: list[str]
+    fingerprint: str
+    input_size: int
+    train: int
+    validation: int
+    test: int
+
+
+class PlanChoice(JsonFile):
+    """How the trials of an architecture run: as measured, or `by_rule` and why."""
+
+    by_rule: str | None = None
+    compile: str = ""
+    memory_format: str = ""
+    device: str = ""
+    precision: str = ""
+    threads: int = 0
+    images: float = 0.0
+    short_of_time: bool = False
+    images_per_second: dict[str, float] = Field(default_factory=dict)
+    first_seconds: dict[str, float] = Field(default_factory=dict)
+    left_out: dict[str, str] = Field(default_factory=dict)
+    from_cache: bool = False
+    seconds: float = 0.0
+
+
+class RunRecord(JsonFile):
+    """run.json: what a run is, and what earlier commands recorded of it."""
+
+    config: Json  # of the last command, as its version had it
+    identity: Json
+    data: DataRecord
+    weights: dict[str, str] = Field(default_factory=dict)
+    pinned: Json = Field(default_factory=dict)
+    parameters: dict[str, str] = Field(default_factory=dict)
+    variants: dict[str, Json] = Field(default_factory=dict)
+    claims: list[Json] = Field(default_factory=list)
+    published: dict[str, float] = Field(default_factory=dict)
+    commands: list[str] = Field(default_factory=list)
+    plans: dict[str, PlanChoice] = Field(default_factory=dict)
+    code: dict[str, dict[str, str]] = Field(default_factory=dict)
+    environment: Json = Field(default_factory=dict)
+
+    @property
+    def metric(self) -> str:
+        return str(self.config["search"]["metric"])
+
+    @property
+    def data_config(self) -> Data:
+        return Data.model_validate(self.config["data"])
+
+
+class Recommendation(JsonFile):
+    """verdict.json: which file to ship in which runtime under the benchmark's constraints (`asked`).
+
+    `ship`: the row of inference_summary.csv, None where nothing meets the constraints; `tied`: arms that cannot be told
+    apart from it; `noise`: the interval of the reference against itself.
+    """
+
+    id: str
+    batch_size: int
+    scope: str
+    latency: str = ""
+    asked: str = ""
+    noise: list[float] = Field(default_factory=list)
+    ship: Json | None = None
+    tied: list[str] = Field(default_factory=list)
+    sentence: str
+    warnings: list[str] = Field(default_factory=list)
+    environment: Json = Field(default_factory=dict)
+
+
+def write_trial(folder: Path, record: TrialRecord) -> TrialRecord:
+    """The record, last: a folder with a trial.json is a trial that ended. Returns it with the digest of its history."""
+    written = record.model_copy()
+    if (folder / HISTORY_FILE).is_file():
+        written.history_sha256 = storage.sha256(folder / HISTORY_FILE)
+    written.write(folder / TRIAL_FILE)
+    return written
+
+
+def read_trial(folder: Path) -> TrialRecord:
+    """The record of a trial that ended; ValueError where it is corrupt."""
+    return TrialRecord.read(folder / TRIAL_FILE)
+
+
+def read_if_ended(folder: Path) -> TrialRecord | None:
+    """The record of a trial, None where it has not ended or the record is corrupt."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_trial(folder)
+    return None
+
+
+def write_history(folder: Path, history: Iterable[Mapping[str, object]]) -> None:
+    storage.write_atomically(folder / HISTORY_FILE, csv_text(HISTORY_COLUMNS, history))

@@ -1,0 +1,153 @@
+"""Atomic, verified files: a file under its final name is complete, or it is not there."""
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+# An object of a JSON file whose fields are open: a configuration, what a later version adds.
+Json = dict[str, Any]
+
+
+class StorageError(OSError):
+    """A disk takes no more: it is full, read-only, or the file larger than it may be."""
+
+
+class Superseded(BaseException):
+    """Another process has taken what this one was to write."""
+
+
+ATTEMPT = ".attempt"
+_taken: dict[Path, str] = {}
+
+
+def acquire(folder: Path) -> None:
+    """From now on this process alone writes into the folder: one that took it before, say on a node that was given up
+    and comes back, meets Superseded."""
+    _taken.pop(folder, None)
+    token = uuid.uuid4().hex
+    write_atomically(folder / ATTEMPT, token)
+    _taken[folder] = token
+
+
+def release(folder: Path) -> None:
+    """Nothing more is to be written by this process."""
+    if folder in _taken and _is_ours(folder):
+        (folder / ATTEMPT).unlink(missing_ok=True)
+    _taken.pop(folder, None)
+
+
+def _is_ours(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return (folder / ATTEMPT).read_text() == _taken[folder]
+    return False
+
+
+def _check_taken(folder: Path) -> None:
+    if folder in _taken and not _is_ours(folder):
+        raise Superseded(f"{folder}: another process has taken it")
+
+
+@contextlib.contextmanager
+def storage_errors_of(path: Path) -> Iterator[None]:
+    """Say of what the disk refuses where it was to go and how much room there is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            raise
+        free = "unknown"
+        with contextlib.suppress(OSError):
+            free = f"{shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free:,}"
+        raise StorageError(f"{path}: {os.strerror(error.errno).lower()}, {free} bytes free there") from error
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write to a temporary name beside `path`, flush to disk, rename. StorageError where the disk does not take it."""
+    data = content.encode() if isinstance(content, str) else content
+    _check_taken(path.parent)
+    with storage_errors_of(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            _check_taken(path.parent)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+_SEAL = b',\n  "sha256": "'
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """As JSON that ends with the SHA-256 of what comes before, which `read_json` checks."""
+    body = json.dumps(value, indent=2, default=str).removesuffix("\n}").encode()
+    write_atomically(path, body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n')
+
+
+def read_json(path: Path) -> Json:
+    """What `write_json` wrote; ValueError where that is not what is there."""
+    content = path.read_bytes()
+    body, _, seal = content.rpartition(_SEAL)
+    if seal != hashlib.sha256(body).hexdigest().encode() + b'"\n}\n':
+        raise ValueError(f"{path}: is corrupt, or was edited")
+    value = json.loads(content)
+    del value["sha256"]
+    return dict(value)
+
+
+class JsonFile(BaseModel):
+    """An object of a JSON file; fields that a later version adds are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """ValueError where the file is corrupt, OSError where it is not there."""
+        return cls.model_validate(read_json(path))
+
+    def to_json(self) -> Json:
+        """The fields that were given or set."""
+        return self.model_dump(exclude_unset=True)
+
+    def write(self, path: Path) -> None:
+        write_json(path, self.to_json())
+
+
+def write_array(path: Path, values: "np.ndarray") -> None:
+    """As .npy."""
+    import numpy as np
+
+    content = io.BytesIO()
+    np.save(content, values)
+    write_atomically(path, content.getvalue())
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_intact(path: Path, expected_sha256: str) -> bool:
+    """Whether a file is there, and the one that was written."""
+    return path.is_file() and sha256(path) == expected_sha256

@@ -1,0 +1,1 @@
+"""The trials of a run, and how Ray Tune runs them."""

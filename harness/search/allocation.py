@@ -1,0 +1,48 @@
+"""How much of a machine or cluster each trial is given."""
+
+from collections.abc import Sequence
+
+from harness.config import BadInput, Resources
+from harness.run.gpus import usable
+
+
+class Allocation:
+    """What one trial is given: CPUs (its threads) and GPUs."""
+
+    def __init__(self, cpus: float, gpus: float, at_once: int):
+        self.request = {"cpu": cpus, "gpu": gpus}
+        self.at_once = at_once  # trials that run side by side
+        self.threads = max(1, int(cpus))
+        self.device = "cuda" if gpus else "cpu"
+
+    @classmethod
+    def of(cls, resources: Resources, nodes: Sequence[dict[str, float]], trials: int) -> "Allocation":
+        """As asked; else a GPU each where there are any, and the CPUs divided among the trials that run at once.
+
+        BadInput where no node has as much: Ray would wait for one for ever. And where PyTorch sees GPUs here, but no
+        node offers one: trials would run on the CPU without a word.
+        """
+        most_gpus = max(node.get("GPU", 0) for node in nodes)
+        gpus = resources.gpus_per_trial
+        if gpus is None:
+            if not most_gpus and (here := usable()):
+                raise BadInput(
+                    f"resources.address: no node of the cluster offers a GPU, but PyTorch sees {here} here; start Ray "
+                    f"with --num-gpus={here}, or give resources.gpus_per_trial=0 to train on CPUs"
+                )
+            gpus = 1.0 if most_gpus else 0.0
+        if gpus > most_gpus:
+            raise BadInput(f"resources.gpus_per_trial={gpus:g}: no node has more than {most_gpus:g} GPUs; ask for less")
+        fitting = [node for node in nodes if node.get("GPU", 0) >= gpus]
+        most_cpus = max(node.get("CPU", 0) for node in fitting)
+        at_once = min(trials, resources.concurrency or trials)
+        if gpus:
+            at_once = min(at_once, max(1, int(sum(node.get("GPU", 0) for node in fitting) / gpus)))
+        share = sum(node.get("CPU", 0) for node in fitting) // max(at_once, 1)
+        cpus = resources.cpus_per_trial or min(most_cpus, max(1.0, share))
+        if cpus > most_cpus:
+            raise BadInput(
+                f"resources.cpus_per_trial={cpus:g}: no node that fits has more than {most_cpus:g} CPUs; ask for less"
+            )
+        by_cpu = sum(int(node.get("CPU", 0) / cpus) for node in fitting)
+        return cls(cpus, gpus, max(1, min(at_once, by_cpu)))

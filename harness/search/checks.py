@@ -1,0 +1,146 @@
+"""What is checked before a run starts or writes anything."""
+
+from typing import TYPE_CHECKING
+
+from harness.config import BadInput, Trial
+from harness.run.records import DataRecord, RunRecord
+from harness.search.resolution import Resolved
+from harness.search.trials import TrialGenerator
+
+if TYPE_CHECKING:
+    from harness.data.dataset import Dataset
+    from harness.run.directory import RunDirectory
+    from harness.run.progress import Progress
+
+
+def check_code(run: "RunDirectory", architectures: set[str], accepted: bool, progress: "Progress") -> None:
+    """BadInput where trials of these architectures were trained with other code than is here now, unless accepted."""
+    from harness.run.provenance import code_digest, code_files
+
+    for architecture in sorted(architectures):
+        now = code_files(architecture)
+        digest = code_digest(architecture)
+        done = [r for r in run.trials() if r.config["architecture"] == architecture and r.is_done]
+        other = [r.id for r in done if r.environment.code != digest]
+        if other:
+            before = (recorded.code if (recorded := run.configuration()) else {}).get(architecture, {})
+            changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+            what = f"{', '.join(changed) or 'code'} changed since trials {', '.join(other)} were trained"
+            if not accepted:
+                raise BadInput(f"run={run.path}: {what}; give run=NEW, or other_code=true to have both in this run")
+            progress.line(f"warning: {what}; they may not compare")
+        run.record_code(architecture, now)
+
+
+def check_before_start(resolved: Resolved, run: "RunDirectory", recorded: RunRecord | None) -> None:
+    """What can be told without decoding data or starting anything; BadInput otherwise."""
+    from harness.config import plugins
+    from harness.data.dataset import dataset_identity
+    from harness.run import gpus, system
+    from harness.run.directory import LOCK, OWNER
+
+    config = resolved.config
+    # A folder of trials alone: results that were kept or passed on, of which a run goes on.
+    ours = (LOCK, OWNER, "trials", "trials.csv")
+    is_ours = run.path.is_dir() and all(entry.name in ours for entry in run.path.iterdir())
+    is_ours = is_ours and ((run.path / "trials").is_dir() or not (run.path / "trials.csv").exists())
+    if run.path.exists() and recorded is None and not is_ours:
+        raise BadInput(f"run={run.path}: is there and is no run directory; give another path")
+    if recorded and recorded.identity != resolved.identity:
+        raise BadInput(f"run={run.path}: holds another space, other trial.* or other data.* values; give run=NEW")
+    before = recorded.weights if recorded else {}
+    if changed := [file for file, digest in resolved.weights.items() if before.get(file, digest) != digest]:
+        raise BadInput(f"run={run.path}: {changed[0]} changed since its trials started from it; give run=NEW")
+    for name in config.benchmark.runtimes or []:
+        plugins.source("export.runtimes", name)
+    plugins.source("harness.data.datasets", config.data.name)
+    asha = config.search.scheduler == "asha"
+    if asha and config.search.asha.grace_epochs >= config.trial.epochs > 1:
+        raise BadInput(
+            f"search.asha.grace_epochs={config.search.asha.grace_epochs}: must be less than "
+            f"trial.epochs={config.trial.epochs}; give a smaller one or search.scheduler=fifo"
+        )
+    wanted = config.resources.gpus_per_trial or 0
+    if wanted and not config.resources.address and gpus.usable() < wanted:
+        raise BadInput(
+            f"resources.gpus_per_trial={wanted:g}: PyTorch sees {gpus.usable()} GPUs here; ask for less, leave it "
+            "out, or give resources.address of a cluster that has them"
+        )
+    if "benchmark" in config.stages and config.benchmark.device == "cuda" and gpus.usable() == 0:
+        raise BadInput("benchmark.device=cuda: PyTorch sees no GPU on this machine; use auto or cpu")
+    if "benchmark" in config.stages and "device" in config.benchmark.scopes and gpus.usable() == 0:
+        raise BadInput(f"benchmark.scope={config.benchmark.scope}: PyTorch sees no GPU on this machine; use host")
+    cores = system.environment().cores
+    if (config.resources.cpus_per_trial or 0) > cores and not config.resources.address:
+        raise BadInput(
+            f"resources.cpus_per_trial={config.resources.cpus_per_trial:g}: this machine has {cores}; ask for less"
+        )
+    dataset_identity(config.data)
+
+
+def check_trials(planner: "TrialGenerator", run: "RunDirectory") -> None:
+    """BadInput where the run holds trials that are none of this command's: other images, or variants changed since."""
+    from harness.run.provenance import trial_id
+
+    variants = planner.resolved.space.variants
+    for record in run.trials():
+        if trial_id(record.config, record.seed, planner.fingerprint) != record.id:
+            raise BadInput(f"run={run.path}: trial {record.id} is of other images; give run=NEW or restore the data")
+        name = record.variant
+        if name in variants and planner.trial("search", variants[name], seed=record.seed).id != record.id:
+            raise BadInput(
+                f"run={run.path}: variant {name} or the base was changed since trial {record.id} was trained; give "
+                "run=NEW, or the variant another name"
+            )
+
+
+def some_trials(resolved: Resolved, planner: "TrialGenerator") -> "list[Trial]":
+    """One of each variant, or of samples enough to see what they are like."""
+    changes = [resolved.space.variants[name] for name in resolved.variants] or [planner.sample(i) for i in range(5)]
+    return [planner.trial("check", change).config for change in changes]
+
+
+def check_networks(resolved: Resolved, planner: "TrialGenerator", data: "Dataset") -> None:
+    """Build each network that may be asked for once; BadInput for an option that does not fit."""
+    from harness.data.batches import pick_device
+    from harness.training.execution import ExecutionPlan
+    from harness.training.network import build_network
+
+    local = not resolved.config.resources.address
+    for trial in some_trials(resolved, planner):
+        try:
+            build_network(trial, len(data.classes), data.input_size)
+        except BadInput as error:
+            others = "; search.variants=[...] trains others without it" if len(resolved.variants) > 1 else ""
+            raise BadInput(f"{error}{others}") from error
+        if trial.batch_size > len(data.train):
+            raise BadInput(
+                f"trial.batch_size={trial.batch_size}: more than the {len(data.train)} training images; give less"
+            )
+        if local:
+            ExecutionPlan.of(trial, pick_device(resolved.config.resources.device))
+
+
+def run_record(resolved: Resolved, data: "Dataset", trained: set[str], recorded: RunRecord | None) -> RunRecord:
+    """run.json without command lines and environment. `trained`: variants that have trials; `recorded`: what run.json
+    held before."""
+    space = resolved.space
+    variants = [name for name in space.variants if name in trained or name in resolved.variants]
+    return RunRecord(
+        config=resolved.config.model_dump(mode="json"),
+        identity=resolved.identity,
+        weights=(recorded.weights if recorded else {}) | resolved.weights,
+        pinned=dict(resolved.pinned),
+        parameters={key: str(domain) for key, domain in resolved.space.parameters.items()},
+        variants={name: dict(space.variants[name]) for name in variants},
+        claims=[vars(claim) for claim in resolved.claims_of(variants)],
+        published={name: space.published[name] for name in variants if name in space.published},
+        data=DataRecord(
+            classes=list(data.classes),
+            fingerprint=data.fingerprint,
+            input_size=data.input_size,
+            train=len(data.train),
+            validation=len(data.validation),
+            test=len(data.test),
+        ),
+    )

@@ -1,0 +1,150 @@
+"""Joins a Ray cluster, or starts one on this machine and ends it again."""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+# Ray reads these when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints tables even where verbose=0
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean what they meant to the user
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # CPU trials see no GPU
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # ray and its dependencies announce their own future changes
+    import ray
+from harness.config import BadInput, Resources
+from harness.run import gpus, system
+
+TOP = Path(__file__).parent.parent.parent  # the folder of this project's packages
+
+
+@contextlib.contextmanager
+def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
+    """Join the cluster at `resources.address`, or start one on this machine and stop it again; its nodes' resources."""
+    own = not ray.is_initialized()
+    terminate: Any = signal.getsignal(signal.SIGTERM)
+    with scratch() as folder, contextlib.ExitStack() as stack:
+        if own and resources.address:
+            stack.callback(_shut_down, terminate)
+            try:
+                with _importing_nothing_from_here(folder):
+                    ray.init(address=resources.address, log_to_driver=False, logging_level=logging.ERROR)
+            except Exception as error:
+                raise BadInput(
+                    f"resources.address={resources.address}: {error}; start a cluster with `ray start --head`, "
+                    "or leave the address (and RAY_ADDRESS) out"
+                ) from error
+        elif own:
+            command = [sys.executable, "-m", "harness.search.guard", str(os.getpid()), str(folder)]
+            guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+            stack.callback(guard.communicate, b"ended")  # last
+            stack.callback(_shut_down, terminate)
+            cores = system.environment().cores
+            try:
+                with _importing_nothing_from_here(folder):
+                    ray.init(
+                        num_cpus=cores,
+                        num_gpus=gpus.usable(),  # Ray itself asks NVML, which may be missing where PyTorch works
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        object_store_memory=256 * 2**20,
+                        _temp_dir=str(folder),
+                    )
+            except SystemExit:  # what Ray makes of SIGTERM meanwhile
+                terminate(signal.SIGTERM, None)
+                raise
+            stack.enter_context(_ending_with_the_head())
+        signal.signal(signal.SIGTERM, terminate)  # ray puts its own handler there
+        for name in ("ray", "ray.tune"):  # Watcher logs failures, once and in one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@contextlib.contextmanager
+def _importing_nothing_from_here(folder: Path) -> Iterator[None]:
+    """Ray's workers look for code first in the folder where the driver was when it called ray.init. A folder of the
+    user's that is called `export` or `architectures` must not shadow this project's packages: so be elsewhere, and let
+    workers of this machine find this project by PYTHONPATH."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(TOP), *filter(None, [before])])
+    try:
+        with contextlib.chdir(folder):
+            yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _shut_down(terminate: Any) -> None:
+    """Ray puts back the system's handler on the way, two seconds before its end, and a second signal would end this
+    process at once. So `terminate`, ours, is put there again and again, which only the main thread may do."""
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(ray.shutdown)
+        while not ending.done():
+            signal.signal(signal.SIGTERM, terminate)
+            time.sleep(0.001)
+    signal.signal(signal.SIGTERM, terminate)
+    ending.result()
+
+
+@contextlib.contextmanager
+def _ending_with_the_head() -> Iterator[None]:
+    """End this process where Ray's server ends meanwhile: its clients would hang for a minute and then crash.
+
+    What is written is whole, and the guard ends the rest.
+    """
+    over = threading.Event()
+    heads = [child for child in psutil.Process().children() if child.name() == "gcs_server"]
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            for head in heads:
+                if not head.is_running() or head.status() == psutil.STATUS_ZOMBIE:
+                    print("error: Ray's head process has died; the same command continues", file=sys.stderr, flush=True)
+                    os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for what Ray writes, gone at the end; what killed processes left goes at the beginning."""
+    from filelock import FileLock, Timeout
+
+    top = Path("/tmp")  # sockets need short paths
+    for left in top.glob("harness-ray-*.lock"):
+        with contextlib.suppress(OSError, Timeout), FileLock(left, timeout=0):
+            shutil.rmtree(left.with_suffix(""), ignore_errors=True)
+            left.unlink(missing_ok=True)
+    folder = top / f"harness-ray-{uuid.uuid4().hex[:12]}"
+    with FileLock(folder.with_suffix(".lock")) as held:
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            Path(held.lock_file).unlink(missing_ok=True)

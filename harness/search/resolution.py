@@ -1,0 +1,129 @@
+"""From a command line and a space to what a run means: configuration, pinned values, run directory."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.config import BadInput, Tune, plugins
+from harness.config.keys import build_config, flatten, merge, nested
+from harness.run import storage
+from tune_spaces import Choice, Claim, Space
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A command line understood: the configuration, the space without what is pinned, and the pinned values."""
+
+    config: Tune
+    space: Space
+    pinned: Mapping[str, Any]
+    given: Space | None = None  # instead of one of a name or file
+
+    @property
+    def run(self) -> Path:
+        """The run directory: as given, or runs/<space>-<digest of space, pinned values and data>."""
+        if self.config.run is not None:
+            return self.config.run
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
+        return Path("runs").absolute() / f"{Path(self.config.space).stem}-{digest}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes this run this one: asking for more samples, seeds, variants or stages does not change it."""
+        name = self.config.space
+        space = str(Path(name).expanduser().absolute()) if name.endswith(".py") else name
+        if self.given is not None:
+            space = f"Space {hashlib.sha256(repr(self.given).encode()).hexdigest()[:16]}"
+        data = self.config.data.model_dump(mode="json")
+        if data["classes"] is None:
+            del data["classes"]
+        return {"space": space, "pinned": dict(self.pinned), "data": data}
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of each file of weights that a trial may start from, by its path."""
+        key = "options.weights"
+        values = [self.config.trial.options.get("weights"), *(c.get(key) for c in self.space.variants.values())]
+        domain = self.space.parameters.get(key)
+        values += domain.values if isinstance(domain, Choice) else []
+        files = {Path(value).absolute() for value in values if isinstance(value, str)}
+        return {str(file): storage.sha256(file) for file in sorted(files) if file.is_file()}
+
+    @property
+    def base(self) -> dict[str, Any]:
+        return self.config.trial.model_dump(mode="json")
+
+    @property
+    def variants(self) -> list[str]:
+        return self.config.search.variants or list(self.space.variants)
+
+    def claims_of(self, variants: Sequence[str]) -> list[Claim]:
+        """Those of the space about these variants; where it makes none, that each is better than the first."""
+        if self.space.claims:
+            return [c for c in self.space.claims if {c.variant, c.than} <= set(variants)]
+        return [Claim(f"{name} is better than {variants[0]}", name, variants[0]) for name in variants[1:]]
+
+
+def resolve(values: Mapping[str, Any], own_space: Space | None = None) -> Resolved:
+    """Defaults, then the space's values, then those of the command line, which pin what they set.
+
+    `own_space`: instead of one that `values` name.
+    """
+    if "space" not in values:
+        raise BadInput(f"space=: which space? give space=NAME, one of {', '.join(plugins.names('tune_spaces'))}")
+    space = load_space(values["space"]) if own_space is None else own_space
+    if values.get("trial.architecture", space.trial.get("architecture")) != space.trial.get("architecture"):
+        space = _without_options(space)
+    where = f"space={values['space']}: "
+    prefixed = {f"trial.{k}": v for k, v in space.trial.items()}
+    prefixed |= {f"data.{k}": v for k, v in space.data.items()} | {f"search.{k}": v for k, v in space.search.items()}
+    defaults = {"space": values["space"], **nested(prefixed)}
+    build_config(Tune, defaults, where)  # what is wrong in the file is told apart from what is wrong in the command
+    given = dict(values)
+    address = os.environ.get("RAY_ADDRESS")
+    if address and "resources.address" not in given:
+        given["resources.address"] = address
+    config = build_config(Tune, merge(defaults, nested(given)))
+    own = flatten(config.trial.model_dump(mode="json", exclude={"options"}), keep_lists=True)
+    own |= {f"options.{name}": value for name, value in config.trial.options.items()}
+    pinned = {key: own[key] for key in sorted(k.removeprefix("trial.") for k in given if k.startswith("trial."))}
+    return Resolved(config, _without(space, pinned, config), pinned, own_space)
+
+
+def _without_options(space: Space) -> Space:
+    """Options are those of an architecture: whoever chooses another leaves the space's behind."""
+    trial, parameters = (
+        {key: value for key, value in values.items() if not key.startswith("options.")}
+        for values in (space.trial, space.parameters)
+    )
+    return dataclasses.replace(space, trial=trial, parameters=parameters)
+
+
+def _without(space: Space, pinned: Mapping[str, Any], config: Tune) -> Space:
+    if config.search.variants is not None:
+        unknown = [name for name in config.search.variants if name not in space.variants]
+        if unknown or not space.variants:
+            names = ", ".join(space.variants) or "none, it is a search"
+            raise BadInput(f"search.variants=[{','.join(config.search.variants)}]: the space's variants are: {names}")
+    for key in pinned:
+        asked = config.search.variants or space.variants
+        changing = [name for name, changes in space.variants.items() if key in changes and name in asked]
+        if changing:
+            raise BadInput(
+                f"trial.{key}={pinned[key]}: the variants {', '.join(changing)} change it; "
+                "leave it out, leave them out by search.variants=[...], or write a space of your own"
+            )
+    parameters = {key: domain for key, domain in space.parameters.items() if key not in pinned}
+    return dataclasses.replace(space, parameters=parameters)
+
+
+def load_space(name: str) -> Space:
+    space = plugins.load("tune_spaces", name, "SPACE")
+    if not isinstance(space, Space):
+        raise BadInput(f"space={name}: SPACE is a {type(space).__name__}; make it a tune_spaces.Space")
+    return space

@@ -1,0 +1,171 @@
+"""Runs trials with Ray Tune on the devices of this machine or of a cluster.
+
+Ray places trials, restarts those that failed or whose process died, and asks scheduler and searcher. The run directory
+decides which trials have ended: a worker writes the record of the trial that it finished, this process the record of
+one that was stopped or whose process died. So a restart depends on no state of Ray's.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.search.cluster import cluster, scratch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # ray and its dependencies announce their own future changes
+    import ray
+    from ray import tune
+    from ray.tune.schedulers import FIFOScheduler
+
+    from harness.search.worker import TrialWorker
+
+from harness.config import Resources, Search, Trial
+from harness.run import gpus, system
+from harness.run.directory import RunDirectory
+from harness.run.progress import Progress
+from harness.run.records import PlanChoice
+from harness.run.storage import Json
+from harness.search.allocation import Allocation
+from harness.search.events import TrialEvents
+from harness.search.plans import Placement, choose_plans
+from harness.search.ray_internals import trials_of
+from harness.search.searchers import InOrder, OptunaSamples, make_scheduler, optuna_distribution
+from harness.search.trials import TrialGenerator, TrialSpec
+from harness.search.watcher import Watcher
+from harness.training.job import TrainingJob
+
+
+def run_trials(
+    trials: Sequence[TrialSpec],
+    of: int,
+    generator: TrialGenerator,
+    run: RunDirectory,
+    progress: Progress,
+    *,
+    scheduler: bool,
+) -> None:
+    """Run these trials, which are missing from `of` trials. `scheduler`: whether the configured one may stop some.
+
+    A trial's allocation follows from `of`: its threads, and with them its bits, are the same whether the run was
+    interrupted or not.
+    """
+    with cluster(generator.resolved.config.resources) as nodes:
+        sweep = Sweep(generator, run, progress, Allocation.of(generator.resolved.config.resources, nodes, of))
+        sweep.choose_plans([spec.config for spec in trials], of)
+        configs = (sweep.worker_config(spec) for spec in trials)
+        searcher = InOrder(configs, metric=sweep.search.metric, mode=sweep.search.mode)
+        sweep.fit(searcher, {spec.id: spec for spec in trials}, len(trials), scheduler)
+
+
+def run_optuna(indices: Sequence[int], generator: TrialGenerator, run: RunDirectory, progress: Progress) -> None:
+    """Run the samples with these indices as Optuna suggests them, given the results of the trials that have ended."""
+    import optuna
+
+    search, parameters = generator.search, generator.resolved.space.parameters
+    specs: dict[str, TrialSpec] = {}
+    with cluster(generator.resolved.config.resources) as nodes:
+        allocation = Allocation.of(generator.resolved.config.resources, nodes, search.samples)
+        sweep = Sweep(generator, run, progress, allocation)
+        sweep.choose_plans([generator.trial("search", {}).config], search.samples)
+
+        def make(changes: Json, index: int) -> Json:
+            spec = generator.trial("search", changes, index=index)
+            specs[spec.id] = spec
+            return sweep.worker_config(spec)
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        searcher = OptunaSamples(
+            indices,
+            make,
+            space={key: optuna_distribution(domain) for key, domain in parameters.items()},
+            metric=search.metric,
+            mode=search.mode,
+            # Optuna's sampler starts afresh with each command: the same seed would draw the same points again.
+            seed=int(hashlib.sha256(f"{search.seed} {indices[0]}".encode()).hexdigest()[:8], 16),
+        )
+        for record in run.trials():
+            value = getattr(record.metrics, search.metric)
+            has_value = value is not None and record.status in ("finished", "stopped")
+            if has_value and record.stage == "search" and set(record.parameters) == set(parameters):
+                searcher.add_evaluated_point(record.parameters, value)
+        sweep.fit(searcher, specs, len(indices), True)
+
+
+class Sweep:
+    """The trials of one stage on a cluster."""
+
+    def __init__(self, generator: TrialGenerator, run: RunDirectory, progress: Progress, allocation: Allocation):
+        self.generator, self.run, self.progress, self.allocation = generator, run, progress, allocation
+        self.search: Search = generator.search
+        self.resources: Resources = generator.resolved.config.resources
+        self.plans: dict[str, PlanChoice] = {}
+
+    def choose_plans(self, configs: Sequence[Trial], of: int) -> None:
+        """How the trials of each architecture are executed; measured, if at all, where a trial would run."""
+
+        def where_a_trial_runs(function: Callable[..., Json], *arguments: object) -> Json:
+            request = self.allocation.request
+            task = ray.remote(num_cpus=request["cpu"], num_gpus=request["gpu"], max_calls=1)(function)
+            return dict(ray.get(task.remote(*arguments)))
+
+        machine = None
+        if not self.resources.address:
+            is_gpu = self.allocation.device == "cuda"
+            machine = gpus.common_name() if is_gpu else system.environment().cpu
+        at_once = min(of, self.allocation.at_once)
+        place = Placement(self.allocation.device, self.allocation.threads, at_once, machine)
+        self.plans = choose_plans(configs, of, self.run, place, self.progress, where_a_trial_runs)
+
+    def worker_config(self, spec: TrialSpec) -> Json:
+        """What TrialWorker is given for a trial."""
+        job = TrainingJob(
+            config=spec.config,
+            data=self.generator.resolved.config.data,
+            seed=spec.seed,
+            folder=self.run.trial_folder(spec.id),
+            fingerprint=self.generator.fingerprint,
+            read_test=spec.read_test,
+            device=self.allocation.device,
+            plan=self.plans.get(spec.config.architecture),
+            checkpoint_bytes=self.resources.checkpoint_gib * 2**30 / self.allocation.at_once,
+            labels=spec.labels(),
+        )
+        how = {"threads": self.allocation.threads, "timeout": self.resources.timeout_seconds, "folder": str(Path.cwd())}
+        return {"job": job.to_json(), **how}
+
+    def fit(self, searcher: Any, specs: dict[str, TrialSpec], total: int, scheduler: bool) -> None:
+        """Run what the searcher hands out, `total` trials; each is in `specs` by then."""
+        search = self.search
+        epochs = self.generator.resolved.config.trial.epochs
+        watcher = Watcher(specs, TrialEvents(total, self.run, self.progress, search.metric))
+        with scratch() as temporary, self.progress.live():
+            tuner = tune.Tuner(
+                tune.with_resources(TrialWorker, self.allocation.request),
+                tune_config=tune.TuneConfig(
+                    metric=search.metric,
+                    mode=search.mode,
+                    search_alg=searcher,
+                    scheduler=make_scheduler(search, epochs, self.run) if scheduler else FIFOScheduler(),
+                    num_samples=total,
+                    # As many as may run also start at once.
+                    max_concurrent_trials=self.resources.concurrency or self.allocation.at_once,
+                    time_budget_s=search.time_budget_seconds,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name="trials",
+                    storage_path=str(temporary),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    failure_config=tune.FailureConfig(max_failures=self.resources.retries),
+                    callbacks=[watcher],
+                    verbose=0,
+                ),
+            )
+            try:
+                found = tuner.fit()
+            except tune.TuneError as error:
+                # Ray passes on the text alone of what a callback raised, a full disk for instance.
+                raise error.__context__ or error from None
+            watcher.out_of_time(trials_of(found))

@@ -1,0 +1,111 @@
+"""Ray Tune's searchers and scheduler, told of the trials that have ended before."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # ray and its dependencies announce their own future changes
+    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+    from ray.tune.search import Searcher
+    from ray.tune.search.optuna import OptunaSearch
+
+from harness.config import Search
+from harness.run.directory import RunDirectory
+from harness.run.records import HISTORY_FILE
+from harness.run.storage import Json
+from harness.search.ray_internals import brackets_of, has_suggested
+from tune_spaces import Choice, Domain, Integer, LogUniform
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+
+class NotPickled:
+    """Ray pickles its parts to restore them; here the run directory restores, so there is nothing to pickle."""
+
+    def __getstate__(self) -> Json:
+        return {}
+
+
+class InOrder(NotPickled, Searcher):  # type: ignore[misc]  # ray has no types
+    """Trials that are known beforehand, each handed out when there is room for it: Ray's own grid copies the whole list
+    for each of them."""
+
+    def __init__(self, configs: Iterator[Json], **options: Any):
+        super().__init__(**options)
+        self._configs = configs
+
+    def suggest(self, trial_id: str) -> Json | str:
+        return next(self._configs, Searcher.FINISHED)
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None: ...
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("the run directory restores")
+
+
+class OptunaSamples(NotPickled, OptunaSearch):  # type: ignore[misc]  # ray has no types
+    """Optuna's suggestions as the trials of the missing indices; sample 0 is the base, which nobody suggests."""
+
+    def __init__(self, indices: Sequence[int], make: Callable[[Json, int], Json], **options: Any):
+        super().__init__(**options)
+        self._indices = list(indices)
+        self._make = make
+
+    def suggest(self, trial_id: str) -> Json | None:
+        if not self._indices:
+            return None
+        index = self._indices.pop(0)
+        return self._make({} if index == 0 else super().suggest(trial_id), index)
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()
+
+    def on_trial_result(self, trial_id: str, result: Any) -> None:
+        if has_suggested(self, trial_id):
+            super().on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        if has_suggested(self, trial_id):
+            super().on_trial_complete(trial_id, result, error)
+
+
+def make_scheduler(search: Search, epochs: int, run: RunDirectory) -> TrialScheduler:
+    """The configured scheduler, given the histories of the search's trials that have ended.
+
+    A trial that is continued from a checkpoint reports its earlier validations itself.
+    """
+    if search.scheduler == "fifo":
+        return FIFOScheduler()
+    scheduler = AsyncHyperBandScheduler(
+        time_attr="epoch",
+        max_t=epochs,
+        grace_period=search.asha.grace_epochs,
+        reduction_factor=search.asha.reduction_factor,
+        stop_last_trials=False,
+    )
+    (bracket,) = brackets_of(scheduler)
+    sign = 1.0 if search.mode == "max" else -1.0
+    for record in run.trials():
+        has_history = (run.trial_folder(record.id) / HISTORY_FILE).is_file()
+        if record.stage == "search" and record.is_done and has_history:
+            for row in run.history(record.id).to_dict("records"):
+                bracket.on_result(SimpleNamespace(trial_id=record.id), row["epoch"], sign * row[search.metric])
+    return scheduler
+
+
+def optuna_distribution(domain: Domain) -> "BaseDistribution":
+    """A domain of a space in Optuna's terms."""
+    from optuna import distributions
+
+    if isinstance(domain, Choice):
+        return distributions.CategoricalDistribution(list(domain.values))
+    if isinstance(domain, Integer):
+        return distributions.IntDistribution(domain.low, domain.high)
+    return distributions.FloatDistribution(domain.low, domain.high, log=isinstance(domain, LogUniform))

@@ -1,0 +1,64 @@
+"""The stages that train: search, and confirm. Each runs only the trials that are missing."""
+
+from harness.run.directory import RunDirectory
+from harness.run.progress import Progress
+from harness.search.trials import TrialGenerator, TrialSpec
+
+
+def search_stage(
+    generator: TrialGenerator, trials: list[TrialSpec] | None, run: RunDirectory, progress: Progress
+) -> None:
+    """Run the trials of the space that are missing; `trials` is None where Optuna suggests them."""
+    from harness.search.runner import run_optuna, run_trials
+
+    if trials is not None:
+        missing = missing_of(trials, run, progress)
+        if missing:
+            run_trials(missing, len(trials), generator, run, progress, scheduler=True)
+    else:
+        wanted = range(generator.search.samples)
+        done = [r for r in run.trials() if r.stage == "search" and (r.index not in wanted or r.is_done)]
+        taken = {r.index for r in done}
+        indices = [i for i in wanted if i not in taken]
+        progress.line(f"search: {len(indices)} samples to run with Optuna, {len(taken)} done before")
+        if indices:
+            run.remove(lambda r: r.stage == "search" and r.index in indices)
+            run_optuna(indices, generator, run, progress)
+    run.write_trials_csv()
+
+
+def missing_of(trials: list[TrialSpec], run: RunDirectory, progress: Progress) -> list[TrialSpec]:
+    """Which of these trials are to run; files of failed and interrupted ones are removed, but for checkpoints."""
+    ids = {spec.id for spec in trials}
+    run.remove(lambda r: r.id in ids and not r.is_done, continued=ids)
+    done = {r.id for r in run.trials() if r.id in ids}
+    missing = [spec for spec in trials if spec.id not in done]
+    progress.line(f"{trials[0].stage}: {len(missing)} trials to run, {len(done)} done before")
+    return missing
+
+
+def confirm_stage(generator: TrialGenerator, run: RunDirectory, progress: Progress) -> None:
+    """Train the best of a search again on fresh seeds; then read the test set, for the winner alone."""
+    from harness.search.runner import run_trials
+    from harness.stats.ranking import rank
+    from harness.training.evaluation import read_test
+
+    settings, config = generator.search, generator.resolved.config
+    searched = rank([r for r in run.trials() if r.stage == "search"], settings.metric)
+    if not searched:
+        raise RuntimeError("no trial has finished: nothing to confirm")
+    if generator.resolved.space.variants:
+        progress.line("confirm: the seeds of an ablation confirm it")
+    elif len(searched) == 1 or settings.confirm == 0:
+        progress.line("confirm: a single candidate needs none" if len(searched) == 1 else "confirm: left out")
+    else:
+        trials = generator.confirmations([one.records[0] for one in searched[: settings.confirm]])
+        missing = missing_of(trials, run, progress)
+        if missing:
+            run_trials(missing, len(trials), generator, run, progress, scheduler=False)
+    winner = rank(run.trials(), settings.metric)[0]
+    for record in winner.records:
+        if record.metrics.test_accuracy is None:
+            progress.status(f"reading the test set for {record.id}")
+            read_test(run.trial_folder(record.id), record, config.data, config.resources.device)
+    run.write_trials_csv()

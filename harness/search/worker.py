@@ -1,0 +1,161 @@
+"""The process in which Ray runs one trial after another."""
+
+import contextlib
+import faulthandler
+import gc
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import psutil
+from ray import tune
+from ray.exceptions import RayActorError
+
+from harness.run import storage
+from harness.run.records import ERROR_FILE, TRIAL_FILE, HistoryRow, TrialRecord, read_if_ended
+from harness.run.storage import Json
+from harness.training.timers import Timers
+
+if TYPE_CHECKING:
+    from harness.training.loop import Loop
+
+
+class Preempted(BaseException):
+    """SIGTERM came while a trial was at work."""
+
+
+class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
+    """Runs one trial after another in a process that stays; a step runs to the next validation.
+
+    Ray places a trial that failed again, in a fresh process, as often as configured: whatever it held is free then. A
+    preempted trial, whose process received SIGTERM, is placed again without consuming a retry.
+    """
+
+    loop: "Loop | None" = None
+    at_work = False
+
+    def setup(self, config: Json) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+
+        def terminate(number: int, frame: FrameType | None) -> None:
+            if self.at_work:
+                raise Preempted
+            before(number, frame)  # type: ignore[operator, misc]
+
+        signal.signal(signal.SIGTERM, terminate)
+        with contextlib.suppress(OSError):  # a folder of the driver's machine; relative paths of the user start there
+            os.chdir(config["folder"])
+        # What a process does before its first trial counts for that one.
+        age = time.time() - psutil.Process().create_time()
+        timers = Timers("worker start", time.perf_counter() - age)
+        timers.enter("imports")
+        gc.disable()  # what imports make lasts: collecting in between takes a fifth of their time
+        from harness.training import execution
+
+        execution.prepare_process(config["threads"])
+        import torch._dynamo  # noqa: F401  which every optimiser imports
+
+        gc.freeze()
+        gc.enable()
+        self.start(config, timers)
+
+    def start(self, config: Json, timers: Timers) -> None:
+        """Prepare for a trial. Nothing is written: Ray may start two processes for a trial, of which one runs it."""
+        import torch
+
+        from harness.training.job import TrainingJob
+
+        self.job, self.timers, self.loop = TrainingJob.from_json(config["job"]), timers, None
+        self.timeout: float | None = config["timeout"]
+        torch.set_num_threads(config["threads"])
+        timers.enter("idle")
+
+    def begin(self) -> "Loop":
+        """The trial's loop, in a folder that is this process's from now on."""
+        from harness.training.loop import training_loop
+
+        folder = self._folder()
+        run = folder.parent.parent
+        if not (run / "run.json").is_file():
+            raise FileNotFoundError(f"run={run}: not visible on node {os.uname().nodename}; give a shared folder")
+        storage.acquire(folder)
+        ended = read_if_ended(folder)
+        if ended is not None and ended.is_done:  # by a process that died before it could report
+            return _returning(ended)
+        for name in (TRIAL_FILE, ERROR_FILE):  # of an earlier attempt
+            (folder / name).unlink(missing_ok=True)
+        return training_loop(self.job, self.timers)
+
+    def _folder(self) -> Path:
+        assert self.job.folder is not None
+        return self.job.folder
+
+    def step(self) -> Json:
+        try:
+            self.at_work = True
+            with _ending_where_it_hangs(self._folder(), self.timeout):
+                self.loop = self.loop or self.begin()
+                row, record = next(self.loop)
+            reported = record.model_dump(include={"metrics", "timing", "environment"}, exclude_unset=True)
+            return {**row, "record": reported}
+        except Preempted:
+            raise RayActorError(error_msg="its process was preempted (SIGTERM)", preempted=True) from None
+        except storage.Superseded:
+            os._exit(1)
+        except StopIteration as end:
+            final: TrialRecord = end.value
+        finally:
+            self.at_work = False
+        storage.release(self._folder())
+        if final.status in ("failed", "oom"):
+            raise RuntimeError(final.error)
+        finished = final.status == "finished"
+        value = {name: final.metrics.of(name) if finished else float("nan") for name in ("val_accuracy", "val_loss")}
+        return {"epoch": final.metrics.epochs or 0.0, **value, "recorded": True, "done": True}
+
+    def reset_config(self, new_config: Json) -> bool:
+        self.cleanup()
+        self.start(new_config, Timers("queue", self.timers.mark))
+        return True
+
+    def cleanup(self) -> None:
+        if self.loop is not None:
+            self.loop.close()
+            storage.release(self._folder())
+
+
+def _returning(record: TrialRecord) -> Generator[tuple[HistoryRow, TrialRecord], None, TrialRecord]:
+    """A loop that has nothing left to do."""
+    yield from ()
+    return record
+
+
+@contextlib.contextmanager
+def _ending_where_it_hangs(folder: Path, seconds: float | None) -> Iterator[None]:
+    """End this process where what is within takes longer, and say in the trial's folder what it was at."""
+
+    def end() -> None:
+        try:
+            with tempfile.TemporaryFile("w+") as stacks:
+                faulthandler.dump_traceback(stacks)
+                stacks.seek(0)
+                said = f"timed out: no validation in {seconds:g} s (resources.timeout_seconds)\n\n{stacks.read()}"
+            storage.write_atomically(folder / ERROR_FILE, said)
+        finally:
+            os._exit(1)
+
+    timer = threading.Timer(seconds, end) if seconds is not None else None
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()

@@ -1,0 +1,1 @@
+"""Training one trial: the loop, its step, evaluation, checkpoints, and how steps are executed."""

@@ -1,0 +1,82 @@
+"""`train` for notebooks and scripts: one trial in this process, without Ray."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.config import BadInput, Data, Trial
+from harness.data.dataset import Decoded, dataset_of
+from harness.run.records import HistoryRow, TrialRecord
+from harness.training.job import TrainingJob
+from harness.training.loop import train_job
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Arrays = tuple[npt.ArrayLike, npt.ArrayLike]
+
+
+def train(
+    trial: Trial,
+    data: Data | Decoded | Arrays,
+    *,
+    model: "nn.Module | None" = None,
+    seed: int = 0,
+    folder: Path | str | None = None,
+    read_test: bool = False,
+    device: str = "auto",
+    callbacks: Sequence[Callable[[HistoryRow], object]] = (),
+) -> TrialRecord:
+    """Train one trial to its end; each callback gets each row of the history as it is validated.
+
+    `data`: a Data, or images uint8 [N, H, W, 3] with labels [N] as a pair of arrays, or a Decoded with classes and a
+    test part. Validation is drawn from the training images. `model`: a network [N, 3, H, W] -> logits [N, classes] to
+    train instead of `trial.architecture`, starting from its weights; at the end it holds the kept weights, in eval
+    mode on the device that it came on. `folder`: for trial.json, history.csv and model.safetensors, and to be
+    continued from after an interruption; by default nothing is written. Raises BadInput for data that cannot be
+    trained on; a trial that fails returns a record whose `status` and `error` say how.
+    """
+    dataset = None
+    if not isinstance(data, Data):
+        dataset, data = dataset_of(_decoded(data), Data(name="digits")), Data(name="digits")
+    if model is not None:
+        trial = trial.model_copy(update={"architecture": f"model:{type(model).__name__}", "options": {}})
+    where = None if folder is None else Path(folder).expanduser().absolute()
+    digest = hashlib.sha256(f"{trial.model_dump_json()} {seed}".encode()).hexdigest()[:12]
+    job = TrainingJob(
+        config=trial,
+        data=data,
+        seed=seed,
+        folder=where,
+        read_test=read_test,
+        device=device,
+        labels={"id": where.name if where else digest},
+        network=model,
+        dataset=dataset,
+    )
+
+    def report(row: HistoryRow) -> None:
+        for callback in callbacks:
+            callback(row)
+
+    return train_job(job, report)
+
+
+def _decoded(data: Decoded | Arrays) -> Decoded:
+    """Arrays as a Decoded, checked."""
+    if not isinstance(data, Decoded):
+        images, labels = np.asarray(data[0]), np.asarray(data[1])
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
+            raise BadInput(f"labels {labels.dtype} {labels.shape}: give whole numbers from 0 on, one an image")
+        classes = tuple(str(i) for i in range(int(labels.max(initial=0)) + 1))
+        data = Decoded(classes, (images, labels.astype(np.int64)), None)
+    for images, labels in filter(None, (data.train, data.test)):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
+            raise BadInput(f"images {images.dtype} {images.shape}: give uint8 [N, H, W, 3] with H equal to W")
+        if len(images) != len(labels):
+            raise BadInput(f"{len(images)} images, {len(labels)} labels: give one label an image")
+    return data

@@ -1,0 +1,115 @@
+"""Networks on their device, compiled where the execution plan says so."""
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.cpu_kernels.fuse import fuse
+from harness.run.cache import compiled_folder
+from harness.training.execution import ExecutionPlan
+
+
+def to_device(network: nn.Module, device: torch.device, memory_format: str = "channels_last") -> nn.Module:
+    """The network on the device in that memory format; from then on float32 on CUDA means float32, not TF32."""
+    # Not by the newer `fp32_precision`: once a part of it is set, PyTorch raises where it reads these itself, as its
+    # export does (pytorch issue 179445).
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # PyTorch 2.11 advises what was just decided
+    formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+    return network.to(device).to(memory_format=formats[memory_format])
+
+
+class Dropout(nn.Module):
+    """nn.Dropout whose rate is a tensor: torch.compile would compile anew for each other number."""
+
+    rate: torch.Tensor
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.register_buffer("rate", torch.tensor(rate), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return x
+        kept = torch.rand(x.shape, device=x.device) >= self.rate
+        return x * (kept / (1 - self.rate)).to(x.dtype)
+
+
+COMPILED_NETWORKS = 4  # that a process keeps
+_compiled: dict[Any, tuple[nn.Module, Any]] = {}
+
+
+def prepare_network(
+    network: nn.Module, plan: ExecutionPlan, device: torch.device, on_features: bool = False
+) -> tuple[nn.Module, Any]:
+    """The network as the plan executes it, and what computes its forward pass in training, or of it the head's.
+
+    A network that torch.compile has compiled stays in this process: a later one that differs in weights and dropout
+    rates alone is poured into it, and nothing is compiled again. torch.compile falls back to eager after so many
+    recompilations with a mere warning; here that is an error.
+    """
+    if not plan.traces:
+        network = to_device(fuse(network) if plan.compile == "kernels" else network, device, plan.memory_format)
+        return network, network.head if on_features else network
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    torch._dynamo.config.recompile_limit = 64  # counted per function, which networks and layers share
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                module._modules[name] = Dropout(child.p)
+    key = (plan, str(device), on_features, _structure(network))
+    if key in _compiled:
+        kept, forward = _compiled[key]
+        own = [*kept.parameters(), *kept.buffers()]
+        with torch.no_grad():
+            for old, new in zip(own, [*network.parameters(), *network.buffers()], strict=True):
+                old.copy_(new)
+                old.grad = None
+        return kept, forward
+    if len(_compiled) == COMPILED_NETWORKS:
+        _compiled.clear()
+        torch._dynamo.reset()
+    network = to_device(network, device, plan.memory_format)
+    # Every shape is compiled for itself: otherwise the code would depend on which shapes came before.
+    computed: Any = network.head if on_features else network
+    _compiled[key] = network, torch.compile(computed, mode=plan.mode, dynamic=False)
+    return _compiled[key]
+
+
+def forget_compiled() -> None:
+    """Empty this process's and this node's caches of compiled code."""
+    _compiled.clear()
+    torch._dynamo.reset()
+    for folder in {os.environ.get("TORCHINDUCTOR_CACHE_DIR"), str(compiled_folder())} - {None}:
+        shutil.rmtree(str(folder), ignore_errors=True)
+        Path(str(folder)).mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def _structure(network: nn.Module) -> tuple[Any, ...]:
+    """All that a network's computation may depend on but the values of its tensors; what cannot be compared is its own
+    identity, so that such a network is like no other."""
+    plain = (int, float, str, bool, type(None))
+
+    def comparable(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple(comparable(v) for v in value)
+        if isinstance(value, dict | set) and not value:
+            return ()
+        return value if isinstance(value, plain) else f"{type(value)} {id(value)}"
+
+    compared_below = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+    modules = [
+        (name, type(m), tuple(sorted((k, comparable(v)) for k, v in vars(m).items() if k not in compared_below)))
+        for name, m in network.named_modules()
+    ]
+    tensors = [
+        (name, tuple(t.shape), t.dtype, t.requires_grad)
+        for name, t in [*network.named_parameters(), *network.named_buffers()]
+    ]
+    return tuple(modules), tuple(tensors)

@@ -1,0 +1,74 @@
+"""Loss and accuracy of a network on a split."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.config import Data, Trial
+from harness.data.batches import DeviceSplit, Normalizer, device_data, pick_device
+from harness.run.records import TrialRecord, write_trial
+from harness.training.compilation import to_device
+from harness.training.execution import ExecutionPlan, autocast
+from harness.training.features import Features, StoredFeatures, are_cached
+from harness.training.network import restore_network
+
+EVALUATION_BATCH = 500
+
+
+class Evaluation:
+    """Loss and accuracy of a network over the images of a part, dropout off; the same batches every time.
+
+    `normalize`: from what the part holds to what `forward` takes, by default the network itself.
+    """
+
+    def __init__(self, network: nn.Module, normalize: Any, device: torch.device, forward: Any = None):
+        self.network, self.device = network, device
+        self.normalize, self.forward = normalize, network if forward is None else forward
+
+    def logits(self, part: DeviceSplit, precision: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(logits float32 [B, classes], labels [B]) batch after batch."""
+        self.network.eval()
+        for rows in torch.split(part.rows, EVALUATION_BATCH):
+            images, labels = part.batch(rows)
+            with torch.no_grad(), autocast(precision, self.device):
+                logits = self.forward(self.normalize(images)).float()
+            yield logits, labels
+
+    def __call__(self, part: DeviceSplit, precision: str) -> tuple[float, float]:
+        """(mean cross-entropy, accuracy)"""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for logits, labels in self.logits(part, precision):
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            sums += torch.stack((loss.double(), (logits.argmax(1) == labels).sum().double()))
+        loss, accuracy = (sums / len(part.rows)).tolist()
+        return loss, accuracy
+
+
+def read_test(folder: Path, record: TrialRecord, data: Data, device: str = "auto") -> TrialRecord:
+    """The record with the test set read for its kept weights, in float32; also written to trial.json."""
+    target = pick_device(device)
+    dataset, splits = device_data(data.model_dump_json(), str(target))
+    trial = record.trial
+    network = restore_network(folder, trial, record.weights_sha256, len(dataset.classes), dataset.input_size)
+    test_loss, test_accuracy = evaluate_test(network, trial, target, splits["test"], dataset.fingerprint)
+    record.metrics.test_accuracy, record.metrics.test_loss = test_accuracy, test_loss
+    return write_trial(folder, record)
+
+
+def evaluate_test(
+    network: Any, config: Trial, device: torch.device, part: DeviceSplit, fingerprint: str
+) -> tuple[float, float]:
+    """(loss, accuracy) of the network as it was built, eager and in float32, whatever plan trained it."""
+    network = to_device(network, device)
+    plan = ExecutionPlan(device.type, "float32", "off", "channels_last", torch.get_num_threads())
+    normalize: Any = Normalizer(config.normalization, device, plan.memory_format)
+    forward: Any = network
+    if are_cached(network, config, plan):
+        with contextlib.suppress(OSError):  # a disk that takes no features does not cost a trained network its result
+            part = Features(network, config, plan, device, fingerprint).of("test", part, EVALUATION_BATCH)
+            normalize, forward = StoredFeatures(plan.memory_format), network.head
+    return Evaluation(network, normalize, device, forward)(part, plan.precision)

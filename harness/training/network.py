@@ -1,0 +1,138 @@
+"""Networks: built from a trial's configuration, restored from a trial's weights, and their layers counted."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.config import BadInput, Trial
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+from torch import nn
+
+from harness.config.plugins import load
+from harness.run import checkpoints
+from harness.run.records import TRIAL_FILE, WEIGHTS_FILE
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One leaf module in the order of computation; `macs` are multiply-adds of convolutions and matrix products."""
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class NetworkSummary:
+    layers: tuple[LayerSummary, ...]
+    parameters: int
+    trainable_parameters: int
+    macs: int
+
+
+def summarize_network(network: nn.Module, input_size: int) -> NetworkSummary:
+    """Run one image of [3, input_size, input_size] through the network (in eval mode) and count.
+
+    Multiply-adds are half of the floating-point operations that PyTorch's own FlopCounterMode counts: those of
+    convolutions and matrix products, for one image; element-wise work and biases are not in them.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    leaves = {name: module for name, module in network.named_modules() if not list(module.children())}
+
+    def remember(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+            shapes[name] = tuple(output.shape)
+
+        return hook
+
+    handles = [module.register_forward_hook(remember(name)) for name, module in leaves.items()]
+    was_training = network.training
+    device = next(network.parameters()).device
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network.eval()(torch.zeros(1, 3, input_size, input_size, device=device))
+    finally:
+        network.train(was_training)
+        for handle in handles:
+            handle.remove()
+
+    counts = counter.get_flop_counts()
+    root = type(network).__name__
+    layers = tuple(
+        LayerSummary(
+            name=name,
+            kind=type(leaves[name]).__name__,
+            output_shape=shape,
+            parameters=sum(p.numel() for p in leaves[name].parameters()),
+            macs=sum(counts.get(f"{root}.{name}", {}).values()) // 2,
+        )
+        for name, shape in shapes.items()
+    )
+    return NetworkSummary(
+        layers=layers,
+        parameters=sum(p.numel() for p in network.parameters()),
+        trainable_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
+        macs=counter.get_total_flops() // 2,
+    )
+
+
+def network_options(architecture: str) -> dict[str, inspect.Parameter]:
+    """The options of an architecture's `build`, by name, without the number of classes and the input size."""
+    parameters = inspect.signature(load("architectures", architecture, "build")).parameters
+    return {name: p for name, p in list(parameters.items())[1:] if name != "input_size"}
+
+
+def build_network(trial: Trial, num_classes: int, input_size: int, *, restoring: bool = False) -> "nn.Module":
+    """The network of a trial with its initial weights, from torch's global generator.
+
+    `restoring`: weights will be loaded into it, so an option `weights` (pretrained ones) is not followed.
+    Raises BadInput for an unknown option or one that the architecture refuses.
+    """
+    build = load("architectures", trial.architecture, "build")
+    known = network_options(trial.architecture)
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values())
+    options = dict(trial.options)
+    for name, value in options.items():
+        if name not in known and not takes_any:
+            raise BadInput(
+                f"trial.options.{name}={value}: {trial.architecture} has no such option; "
+                f"choose from {', '.join(known) or 'none'}"
+            )
+    if restoring and "weights" in options:
+        options["weights"] = "none"
+    if "input_size" in inspect.signature(build).parameters:
+        options["input_size"] = input_size
+    try:
+        network: nn.Module = build(num_classes, **options)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        given = " ".join(f"trial.options.{name}={value}" for name, value in trial.options.items())
+        subject = f"trial.architecture={trial.architecture} {given}".strip()
+        raise BadInput(f"{subject}: {error}; `python -m architectures` lists networks and options") from error
+    return network
+
+
+def restore_network(folder: Path, trial: Trial, sha256: str | None, num_classes: int, input_size: int) -> nn.Module:
+    """The network with the trained weights of that folder, on the CPU in eval mode.
+
+    ValueError where the weights are missing, or not the ones with that SHA-256.
+    """
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ValueError(
+            f"{folder / WEIGHTS_FILE}: only the trial's results are here; remove {folder / TRIAL_FILE} and give "
+            "the command again to train it here"
+        )
+    network = build_network(trial, num_classes, input_size, restoring=True)
+    network.load_state_dict(checkpoints.load_weights(folder / WEIGHTS_FILE, sha256))
+    return network.eval()

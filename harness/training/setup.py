@@ -1,0 +1,137 @@
+"""What a trial is trained with: device, images, network, step, evaluation and checkpoints, made from its job."""
+
+import copy
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.config import Trial
+from harness.cpu_kernels import build
+from harness.data.batches import DeviceSplit, device_data, on_device, pick_device
+from harness.data.dataset import Dataset
+from harness.run import gpus, system
+from harness.run.provenance import code_digest
+from harness.run.records import TrialEnvironment, TrialRecord
+from harness.training import execution
+from harness.training.checkpointing import Checkpointer
+from harness.training.evaluation import EVALUATION_BATCH, Evaluation
+from harness.training.execution import ExecutionPlan
+from harness.training.features import Features, are_cached
+from harness.training.job import TrainingJob
+from harness.training.network import NetworkSummary, build_network, summarize_network
+from harness.training.step import Step, make_step
+from harness.training.timers import Timers
+
+
+@dataclass
+class TrainingSetup:
+    """`training`, `validation`: images, or the features of a frozen part. `validate_at`: steps of an epoch after which
+    the network is validated. `shape`: of the compiled code, for execution.compiling."""
+
+    device: torch.device
+    plan: ExecutionPlan
+    data: Dataset
+    training: DeviceSplit
+    validation: DeviceSplit
+    test: DeviceSplit
+    summary: NetworkSummary
+    step: Step
+    evaluate: Evaluation
+    steps_per_epoch: int
+    validate_at: set[int]
+    checkpointer: Checkpointer
+    shape: str
+
+
+def set_up(job: TrainingJob, record: TrialRecord, timers: Timers) -> TrainingSetup:
+    """Everything that the loop needs; the record's environment says where and how the trial runs.
+
+    Raises ValueError where the images are not those of the run, or fewer than a batch.
+    """
+    config, device = job.config, pick_device(job.device)
+    plan = ExecutionPlan.of(config, device, job.plan)
+    machine = system.environment()
+    code = code_digest(config.architecture, job.network)
+    record.environment = TrialEnvironment(**vars(plan), **machine.model_dump(exclude={"gpus"}), code=code)
+    if device.type == "cuda":
+        record.environment.gpu = gpus.describe(device)
+        torch.cuda.reset_peak_memory_stats(device)  # of the trials that this process ran before
+
+    timers.enter("data")
+    if job.dataset is None:
+        data, splits = device_data(job.data.model_dump_json(), str(device))
+    else:
+        data, splits = job.dataset, on_device(job.dataset, str(device))
+    timers.enter("build")
+    if job.fingerprint not in (None, data.fingerprint):
+        raise ValueError(f"the images here have fingerprint {data.fingerprint}, those of the run {job.fingerprint}")
+    training, validation = splits["train"], splits["validation"]
+    record.environment.images_on = training.images.device.type
+
+    torch.manual_seed(derive(job.seed, "initial weights"))
+    network = untrained_network(job, data)
+    summary = summarize_network(network, data.input_size)
+    if plan.compile == "kernels":
+        timers.enter("compile")
+        build.library()
+        timers.enter("build")
+    on_features = are_cached(network, config, plan)
+    step = make_step(network, config, plan, device, on_features)
+    forward: Any = step.network
+    if on_features:
+        timers.enter("data")
+        features = Features(step.network, config, plan, device, data.fingerprint)
+        training = features.of("train", training, config.batch_size)
+        validation = features.of("validation", validation, EVALUATION_BATCH)
+        forward = step.network.head
+        timers.enter("build")
+
+    steps_per_epoch, validate_at = steps_of_epoch(config, len(training.rows))
+    depends_on = {
+        "config": config.model_dump(mode="json", exclude={"checkpoint_seconds"}),
+        "seed": job.seed,
+        "fingerprint": data.fingerprint,
+        "code": code,
+        "versions": machine.versions,
+        "plan": vars(plan),
+    }
+    processor = execution.processor_name(device)
+    return TrainingSetup(
+        device=device,
+        plan=plan,
+        data=data,
+        training=training,
+        validation=validation,
+        test=splits["test"],
+        summary=summary,
+        step=step,
+        evaluate=Evaluation(step.network, step.normalize, device, forward),
+        steps_per_epoch=steps_per_epoch,
+        validate_at=validate_at,
+        checkpointer=Checkpointer(job.folder, config.checkpoint_seconds, job.checkpoint_bytes, depends_on),
+        shape=execution.shape_key(config, len(data.classes), data.input_size, processor, plan.threads),
+    )
+
+
+def untrained_network(job: TrainingJob, data: Dataset, *, restoring: bool = False) -> nn.Module:
+    """The job's own network copied, or that of its architecture; `restoring` as for build_network."""
+    if job.network is not None:
+        return copy.deepcopy(job.network).cpu()
+    return build_network(job.config, len(data.classes), data.input_size, restoring=restoring)
+
+
+def steps_of_epoch(config: Trial, images: int) -> tuple[int, set[int]]:
+    """(steps of an epoch, steps after which it is validated: evenly spaced, the last one included)"""
+    steps = images // config.batch_size
+    if steps == 0:
+        raise ValueError(f"trial.batch_size={config.batch_size}: more than the {images} training images")
+    validations = min(config.validations_per_epoch, steps)
+    return steps, {round((i + 1) * steps / validations) for i in range(validations)}
+
+
+def derive(seed: int, *purpose: str | int) -> int:
+    """A seed for one purpose of a trial: no draw depends on how many others were made before."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *purpose)).encode()).digest()[:7])
