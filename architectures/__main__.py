@@ -11,7 +11,6 @@ from pydantic import Field
 
 from harness.config import BadInput, Strict, Trial, command_line, plugins
 from harness.config.keys import keys
-from harness.training.network import build_network, network_options
 
 
 class Architectures(Strict):
@@ -25,7 +24,7 @@ def show_networks(config: Architectures) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from harness.training.network import summarize_network
+    from harness.training.network import build_network, network_options, summarize_network
 
     console = Console(highlight=False)
     if config.name is None:

@@ -24,6 +24,7 @@ from harness.data.augmentation import Draws
 from harness.data.batches import DeviceSplit
 from harness.data.dataset import load_dataset
 from harness.run import checkpoints, storage, system
+from harness.run.manifest import FileEntry, Manifest
 from harness.training.execution import ExecutionPlan
 from harness.training.network import build_network
 from harness.training.step import make_step
@@ -134,14 +135,17 @@ def exported(tmp_path_factory):
     entry = {"precision": "float32", "input": {"normalized": True}}
     save_onnx(to_onnx(network, torch.randn(2, 3, 32, 32), 20), root / "model.onnx", 20)
     onnx_entry = {"format": "onnx", "sha256": storage.sha256(root / "model.onnx")}
-    manifest = {
-        "id": "x",
-        "config": trial.model_dump(mode="json"),
-        "weights_sha256": checkpoints.save_weights(root / "model.safetensors", network.state_dict()),
-        "classes": [str(i) for i in range(10)],
-        "input_size": 32,
-        "files": {"model.safetensors": entry | {"format": "torch"}, "model.onnx": entry | onnx_entry},
-    }
+    manifest = Manifest(
+        id="x",
+        config=trial.model_dump(mode="json"),
+        weights_sha256=checkpoints.save_weights(root / "model.safetensors", network.state_dict()),
+        classes=[str(i) for i in range(10)],
+        input_size=32,
+        files={
+            "model.safetensors": FileEntry.model_validate(entry | {"format": "torch"}),
+            "model.onnx": FileEntry.model_validate(entry | onnx_entry),
+        },
+    )
     return SimpleNamespace(root=root, manifest=manifest, network=network)
 
 
@@ -157,7 +161,7 @@ def test_inference(benchmark, exported, name):
     from export.runtimes import Unavailable
 
     kind = plugins.load("export.runtimes", name, "FORMAT")
-    file = next((f for f, entry in exported.manifest["files"].items() if entry["format"] == kind), None)
+    file = next((f for f, entry in exported.manifest.files.items() if entry.format == kind), None)
     if file is None:
         pytest.skip("is not exported here")
     artifact = Artifact(exported.root, exported.manifest, file)
@@ -211,7 +215,7 @@ def test_reported_throughput_is_that_of_a_bare_loop(benchmark, exported, tmp_pat
     """
     images = np.random.default_rng(0).normal(size=(8 * batch_size, 3, 32, 32)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
-    storage.write_json(tmp_path / "manifest.json", exported.manifest)
+    exported.manifest.write(tmp_path / "manifest.json")
     (tmp_path / "model.onnx").write_bytes((exported.root / "model.onnx").read_bytes())
     order, ratios = random.Random(0), list[float]()
     benchmark.pedantic(lambda: ratios.append(reported_over_bare(exported, tmp_path, batch_size, order)), rounds=5)

@@ -15,7 +15,7 @@ from harness.data.batches import Normalizer
 from harness.data.dataset import Dataset, Split, load_dataset
 from harness.run import storage, system
 from harness.run.directory import RunDirectory
-from harness.run.manifest import Digest, FileEntry, FileInput, Manifest, Mistakes
+from harness.run.manifest import Digest, ExportTiming, FileEntry, FileInput, Manifest, Mistakes
 from harness.run.progress import Progress
 from harness.run.records import WEIGHTS_FILE, TrialRecord
 from harness.stats.ranking import rank, winning_trial
@@ -64,6 +64,7 @@ class Exporter:
             settings=settings.model_dump(mode="json"),
             files={},
             absent={},
+            timing=ExportTiming(export_seconds={}),
         )
         self.source = Source(
             network=self.network(),  # in plain memory layout

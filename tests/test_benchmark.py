@@ -27,6 +27,7 @@ from export.runtimes.onnxruntime_graph import at_fixed_addresses
 from harness.config import BadInput, Benchmark, plugins
 from harness.run import storage
 from harness.run.directory import RunDirectory
+from harness.run.manifest import Manifest, ParityRecord
 from harness.run.progress import Progress
 
 # A runtime of a user's own, and what is wrong with it.
@@ -253,12 +254,9 @@ def test_an_interrupted_benchmark_continues(run, monkeypatch):
 
 def parity(change=0.0, half=0.001):
     interval = {"mean": change, "low": change - half, "high": change + half, "n": 100}
+    figures = {"accuracy": 0.8 + change, "torch_accuracy": 0.8, "top1_agreement": 1.0, "max_logit_difference": 1e-6}
     lists = {"disagreeing": [], "uncertain": []}
-    return (
-        {"accuracy": 0.8 + change, "accuracy_change": interval, "mcnemar_p": 1.0, "images": 100}
-        | lists
-        | {"max_logit_difference": 1e-6}
-    )
+    return ParityRecord(**figures, **lists, accuracy_change=interval, images=100, passed=True)
 
 
 def summary_of(speeds, changes=None, replicates=5):
@@ -291,22 +289,22 @@ def summary_of(speeds, changes=None, replicates=5):
 def test_what_to_ship():
     speeds = {REFERENCE: 400.0, "fast": 800.0, "faster": 1200.0}
     told = verdict.decide(summary_of(speeds), Benchmark(), REFERENCE, AGAIN)
-    assert told["ship"]["backend"] == "faster"
-    assert told["ship"]["ratio"] == pytest.approx(3.0, rel=0.02)
-    assert told["tied"] == []
-    assert "at batch 64, accuracy +0.00 [-0.10, +0.10] points" in told["sentence"]
+    assert told.ship["backend"] == "faster"
+    assert told.ship["ratio"] == pytest.approx(3.0, rel=0.02)
+    assert told.tied == []
+    assert "at batch 64, accuracy +0.00 [-0.10, +0.10] points" in told.sentence
     # The fastest one costs too much accuracy.
     told = verdict.decide(summary_of(speeds, {"faster": -0.0045}), Benchmark(), REFERENCE, AGAIN)
-    assert told["ship"]["backend"] == "fast"
+    assert told.ship["backend"] == "fast"
     told = verdict.decide(summary_of(speeds), Benchmark(latency_ms=100), REFERENCE, AGAIN)
-    assert told["ship"] is None  # 15 calls are too few for the quantile
-    assert "nothing meets what was asked" in told["sentence"]
+    assert told.ship is None  # 15 calls are too few for the quantile
+    assert "no arm meets the constraints" in told.sentence
 
 
 def test_equally_fast_ones_are_called_so():
     told = verdict.decide(summary_of({REFERENCE: 400.0, "a": 800.0, "b": 801.0}), Benchmark(), REFERENCE, AGAIN)
-    assert told["tied"] == [{"a": "b", "b": "a"}[told["ship"]["backend"]]]
-    assert "cannot be told apart" in told["sentence"]
+    assert told.tied == [{"a": "b", "b": "a"}[told.ship["backend"]]]
+    assert "cannot be told apart" in told.sentence
 
 
 def test_replicates_not_rounds_make_the_interval():
@@ -408,7 +406,7 @@ def test_a_call_with_tensors_answers_as_with_arrays(run, tmp_path, runtime, uint
     """Here the device is the CPU: the same code binds a GPU's memory."""
     file = "model.safetensors" if runtime == "torch_eager" else f"model{'_uint8' if uint8 else ''}.onnx"
     generator = np.random.default_rng(0)
-    side = storage.read_json(exported(run))["input_size"]
+    side = Manifest.read(exported(run)).input_size
     shape = (40, side, side, 3) if uint8 else (40, 3, side, side)
     images = generator.integers(0, 256, shape, dtype=np.uint8) if uint8 else generator.normal(size=shape)
     np.save(tmp_path / "images.npy", images.astype(np.uint8 if uint8 else np.float32))
@@ -427,9 +425,9 @@ def test_a_call_with_tensors_answers_as_with_arrays(run, tmp_path, runtime, uint
 
 def test_images_in_another_layout_are_no_input(run, tmp_path):
     folder = exported(run).parent
-    artifact = Artifact(folder, storage.read_json(exported(run)), "model.onnx")
+    artifact = Artifact(folder, Manifest.read(exported(run)), "model.onnx")
     served = plugins.load("export.runtimes", "onnxruntime", "load")(artifact, "cpu", 1)
-    images = torch.randn(2, 3, *[artifact.manifest["input_size"]] * 2)
+    images = torch.randn(2, 3, *[artifact.manifest.input_size] * 2)
     assert torch.allclose(served.on_device(images), torch.from_numpy(served(images.numpy())), atol=1e-6)
     with pytest.raises(ValueError, match="onnxruntime reads them densely"):
         served.on_device(images.to(memory_format=torch.channels_last))
@@ -441,7 +439,7 @@ def test_calls_at_fixed_addresses_answer_each_batch(run, monkeypatch):
     stream = SimpleNamespace(synchronize=lambda: waits.append(1))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     session = onnxruntime.InferenceSession(exported(run).parent / "model.onnx", providers=["CPUExecutionProvider"])
-    side = storage.read_json(exported(run))["input_size"]
+    side = Manifest.read(exported(run)).input_size
     images = torch.randn(3, 4, 3, side, side)
     call, found = at_fixed_addresses(session, torch.empty_like(images[0])), []
     for number, batch in enumerate(images, 1):
@@ -542,8 +540,8 @@ def test_both_scopes_in_one_sitting(monkeypatch, tmp_path):
     ]
     assert set(summary["peak_device_bytes"].dropna()) == {2.0}
     told = verdict.decide(summary, settings, REFERENCE, AGAIN)
-    assert (told["scope"], told["ship"]["backend"]) == ("host arrays", "arrays alone")
-    assert verdict.decide(summary, Benchmark(scope="device"), REFERENCE, AGAIN)["ship"]["backend"] == "fast"
+    assert (told.scope, told.ship["backend"]) == ("host arrays", "arrays alone")
+    assert verdict.decide(summary, Benchmark(scope="device"), REFERENCE, AGAIN).ship["backend"] == "fast"
     alone = Sitting(arms, tmp_path, 1.0, Benchmark(scope="device", batch_sizes=[64]), 1, tmp_path / "log")
     rows, _, _ = alone.replicate(0, Progress())
     assert {row["backend"] for row in rows} == {REFERENCE, "fast", AGAIN}

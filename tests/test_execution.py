@@ -225,7 +225,9 @@ def test_a_trial_follows_the_plan_it_is_given(digits, tmp_path):
     load_dataset(digits)
     trial = Trial(**SMALL, epochs=1, precision="float32")
     plan = measured(precision="float32")
-    record = train_job(TrainingJob(trial, digits, plan={**plan, "compile": "off", "memory_format": "contiguous"}))
+    record = train_job(
+        TrainingJob(trial, digits, plan=plan.model_copy(update={"compile": "off", "memory_format": "contiguous"}))
+    )
     assert record.environment.memory_format == "contiguous"
     assert record.environment.source == "measured"
     fused = train_job(TrainingJob(trial, digits, plan=plan))

@@ -22,6 +22,7 @@ from harness.config import Export, Normalization, Trial, plugins
 from harness.data.batches import Normalizer
 from harness.run import storage, system
 from harness.run.directory import RunDirectory
+from harness.run.manifest import FileEntry, Manifest
 from harness.run.progress import Progress
 
 
@@ -105,7 +106,9 @@ def test_every_network_in_every_format(name, kind, tmp_path):
     for uint8 in (False, True):
         file = made.file(uint8)
         made.save(model, tmp_path / file, source, uint8)
-        manifest = {"environment": system.environment().to_json(), "files": {file: {}}}
+        described = {"id": "x", "config": {}, "weights_sha256": None, "classes": [], "input_size": SIDE}
+        environment = system.environment().to_json()
+        manifest = Manifest(**described, environment=environment, files={file: FileEntry(format=made.kind)})
         load = plugins.load("export.runtimes", SERVED_BY[made.kind], "load")
         predict = load(Artifact(tmp_path, manifest, file), "cpu", 2)
         logits = predict(pixels.numpy() if uint8 else images)
@@ -174,7 +177,7 @@ def test_confusion_counts_every_image():
 def exported(small_run):
     run, _ = small_run
     folder = next((run / "exported").glob("*/"))
-    return folder, json.loads((folder / "manifest.json").read_text())
+    return folder, Manifest.read(folder / "manifest.json")
 
 
 COMPILED = ("torch_freezing", "torch_max_autotune", "torch_bfloat16")  # as torch_compile, with other settings
@@ -187,7 +190,7 @@ COMPILED = ("torch_freezing", "torch_max_autotune", "torch_bfloat16")  # as torc
 def test_every_runtime_answers_like_the_reference(name, exported):
     folder, manifest = exported
     kind = plugins.load("export.runtimes", name, "FORMAT")
-    files = [f for f, entry in manifest["files"].items() if entry["format"] == kind and entry["input"]["normalized"]]
+    files = [f for f, entry in manifest.files.items() if entry.format == kind and entry.input.normalized]
     assert files or kind == "aoti", f"no file of format {kind} to serve"
     if not files:
         pytest.skip("is not exported by default; tested with the formats")
@@ -209,7 +212,7 @@ def test_every_runtime_answers_like_the_reference(name, exported):
 def test_no_runtime_falls_back_silently(name, exported):
     folder, manifest = exported
     kind = plugins.load("export.runtimes", name, "FORMAT")
-    file = next((f for f, entry in manifest["files"].items() if entry["format"] == kind), "model.pt2")
+    file = next((f for f, entry in manifest.files.items() if entry.format == kind), "model.pt2")
     with pytest.raises(Unavailable):
         plugins.load("export.runtimes", name, "load")(Artifact(folder, manifest, file), "cuda", 2)
 
@@ -219,7 +222,7 @@ def test_no_runtime_falls_back_silently(name, exported):
 def test_every_runtime_on_cuda(name, exported):
     folder, manifest = exported
     kind = plugins.load("export.runtimes", name, "FORMAT")
-    file = next((f for f, entry in manifest["files"].items() if entry["format"] == kind), None)
+    file = next((f for f, entry in manifest.files.items() if entry.format == kind), None)
     if file is None:
         pytest.skip("for the CPU")
     images = torch.randn(9, 3, SIDE, SIDE).numpy()
@@ -245,7 +248,8 @@ def test_torch_compile_without_a_compiler_is_absent(exported, monkeypatch):
 
 
 def test_manifest_agrees_with_the_files(exported):
-    folder, manifest = exported
+    folder, _ = exported
+    manifest = json.loads((folder / "manifest.json").read_text())
     onnx_files = {FORMATS[kind].file(uint8) for kind in Export().formats for uint8 in (False, True)}
     assert set(manifest["files"]) == {"model.safetensors", *onnx_files}
     for name, entry in manifest["files"].items():
@@ -271,7 +275,7 @@ def image(tmp_path):
 def test_predict_says_the_same_from_every_file(exported, image):
     folder, manifest = exported
     lines = set()
-    for name in manifest["files"]:
+    for name in manifest.files:
         done = command("-m", "export.predict", f"model={folder / name}", f"image=[{image},{image}]", cwd=folder)
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 2
@@ -279,7 +283,7 @@ def test_predict_says_the_same_from_every_file(exported, image):
     assert len(lines) == 1
     path, predicted = lines.pop().split()
     assert path == str(image)
-    assert predicted in manifest["classes"]
+    assert predicted in manifest.classes
 
 
 def test_predict_refuses_what_it_cannot_serve(exported, image, tmp_path):

@@ -14,7 +14,7 @@ from networks import network
 from torch import nn
 
 from benchmarks.arms.measure import trials_at_once
-from benchmarks.arms.plain import precision
+from benchmarks.arms.plain_loop import precision
 from benchmarks.arms.summary import summarize_arms
 from export.onnx import to_onnx
 from harness.config import Resources
@@ -98,7 +98,7 @@ def nvml(monkeypatch):
 
 
 def test_results_say_which_gpus(nvml):
-    told = gpus.described()
+    told = gpus.describe_all()
     assert (told["count"], told["driver"], told["cuda"]) == (2, "580.159.04", torch.version.cuda)
     assert told["cudnn"] == torch.backends.cudnn.version()
     first, second = told["devices"]
@@ -130,12 +130,12 @@ def test_where_nvml_is_missing_that_is_told(nvml, monkeypatch):
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
     monkeypatch.setattr(pynvml, "nvmlInit", absent)
-    assert gpus.described()["nvml"] == "NVML Shared Library Not Found"
+    assert gpus.describe_all()["nvml"] == "NVML Shared Library Not Found"
     told = gpus.describe(CUDA)
     assert (told["name"], told["nvml"]) == ("NVIDIA H100 80GB HBM3", "NVML Shared Library Not Found")
     assert gpus.common_name() is None
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert "ModuleNotFoundError" in gpus.described()["nvml"]
+    assert "ModuleNotFoundError" in gpus.describe_all()["nvml"]
 
 
 def test_a_name_that_all_share(nvml):
@@ -153,7 +153,7 @@ def test_a_divided_gpu_is_not_what_its_parts_are(nvml, mig, found):
 
 def test_a_lost_gpu_does_not_end_a_command(nvml):
     nvml.lost = {0}
-    assert [device["uuid"] for device in gpus.described()["devices"]] == ["GPU-1"]
+    assert [device["uuid"] for device in gpus.describe_all()["devices"]] == ["GPU-1"]
     assert gpus.common_name() is None
 
 
@@ -249,7 +249,7 @@ def test_a_worker_compiles_with_its_own_threads():
         "from harness.search.worker import TrialWorker",
         "worker = object.__new__(TrialWorker)",
         "worker.start = lambda *_: None",
-        "worker.setup({'threads': 3})",
+        "worker.setup({'threads': 3, 'folder': '.'})",
         "import torch._inductor.config as config",
         "print(config.compile_threads, config.cpp.vec_isa_ok)",
     ]

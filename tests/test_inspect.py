@@ -50,7 +50,7 @@ def test_no_convolution():
 def test_the_command(small_run, tmp_path):
     run, _ = small_run
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(tmp_path / "cat.png")
-    trial = records(run)[0]["id"]
+    trial = records(run)[0].id
     arguments = ["-m", "harness.inspect", f"run={run}", f"image={tmp_path / 'cat.png'}"]
     done = command(*arguments, f"trial={trial}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

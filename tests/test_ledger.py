@@ -13,6 +13,7 @@ from conftest import TOP, command, records
 
 from harness.config import Data, Trial
 from harness.reporting import figures
+from harness.run.records import Timing
 from harness.training.job import TrainingJob
 from harness.training.loop import train_job
 from harness.training.timers import KINDS, Timers
@@ -24,11 +25,12 @@ def test_every_second_belongs_to_one_kind():
     for kind in ("imports", "train", "validate", "train", "idle"):
         ledger.enter(kind)
         time.sleep(0.02)
-    timing = ledger.timing()
-    assert timing["wall_seconds"] == pytest.approx(1.5 + time.perf_counter() - started, abs=0.005)
-    assert sum(timing["ledger"].values()) == pytest.approx(timing["wall_seconds"])
-    assert timing["ledger"]["queue"] == pytest.approx(1.5, abs=0.01)
-    assert timing["ledger"]["train"] >= 0.04
+    timing = Timing()
+    ledger.book(timing)
+    assert timing.wall_seconds == pytest.approx(1.5 + time.perf_counter() - started, abs=0.005)
+    assert sum(timing.ledger.values()) == pytest.approx(timing.wall_seconds)
+    assert timing.ledger["queue"] == pytest.approx(1.5, abs=0.01)
+    assert timing.ledger["train"] >= 0.04
 
 
 def test_a_trials_ledger_is_its_wall_time(digits, tmp_path):
@@ -37,12 +39,12 @@ def test_a_trials_ledger_is_its_wall_time(digits, tmp_path):
     record = train_job(job, lambda row: time.sleep(0.05))
     wall = time.perf_counter() - started
     timing = record.timing
-    assert timing["wall_seconds"] == pytest.approx(wall, rel=0.01, abs=0.01)
-    assert sum(timing["ledger"].values()) == pytest.approx(timing["wall_seconds"], rel=1e-6)
-    assert set(timing["ledger"]) <= set(KINDS)
-    assert timing["ledger"]["idle"] >= 5 * 0.05
-    assert timing["ledger"]["train"] == pytest.approx(timing["train_seconds"])
-    assert json.loads((tmp_path / "trial.json").read_text()).timing == timing
+    assert timing.wall_seconds == pytest.approx(wall, rel=0.01, abs=0.01)
+    assert sum(timing.ledger.values()) == pytest.approx(timing.wall_seconds, rel=1e-6)
+    assert set(timing.ledger) <= set(KINDS)
+    assert timing.ledger["idle"] >= 5 * 0.05
+    assert timing.ledger["train"] == pytest.approx(timing.train_seconds)
+    assert json.loads((tmp_path / "trial.json").read_text())["timing"] == timing.to_json()
 
 
 def test_ledgers_of_a_run(small_run):

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_record
 
 from harness.config.keys import merge, nested
 from harness.config.plugins import load
-from harness.reporting.page import findings_of, test_of, variants_of
+from harness.reporting.page import accuracy_on_test, findings_of, variants_of
 from harness.run.directory import RunDirectory
 from harness.run.records import TRIAL_FILE, TrialRecord
 from harness.search.resolution import load_space, resolve
@@ -60,10 +61,11 @@ def blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
-def transferred(name: str) -> list[dict]:
+def transferred(name: str) -> list[TrialRecord]:
     """Records of a table under results/transfer."""
     rows = pd.read_csv(RESULTS / "transfer" / f"{name}.csv").to_dict("records")
-    return [nested({str(key): value for key, value in row.items()}) for row in rows]
+    known = [{str(key): value for key, value in row.items() if value == value} for row in rows]  # not NaN
+    return [TrialRecord.model_validate(nested(row)) for row in known]
 
 
 def transfer() -> list[str]:
@@ -86,7 +88,7 @@ def recipe() -> list[str]:
             values = (config["optimizer"]["lr"], config["optimizer"]["weight_decay"], config["label_smoothing"])
             cells = [f"{name}, {record.index}", *(f"{v:.2g}" for v in (*values, config["options"]["dropout"]))]
             cells += [f"{config['augmentation']['crop_padding']}", f"{config['schedule']['warmup_epochs']:g}"]
-            cells += [f"{metrics[part]:.4f}" for part in ("train_accuracy", "val_accuracy")]
+            cells += [f"{metrics.of(part):.4f}" for part in ("train_accuracy", "val_accuracy")]
             if record.status == "finished":
                 lines.append(f"| {' | '.join(cells)} |")
         stopped = sum(record.status == "stopped" for record in searched)
@@ -94,7 +96,7 @@ def recipe() -> list[str]:
     lines += [f"`{record.variant}` {record.metrics.val_accuracy:.4f}" for record in PILOT.trials()]
     for run in (NARROWED, WARMED):
         (best,) = rank(run.trials())
-        tested = test_of(best)
+        tested = accuracy_on_test(best)
         assert tested
         lines.append(f"test accuracy {interval(tested)} over {tested.n} fresh seeds")
         lines.append(f"{best.estimate.mean:.4f} on the validation images")
@@ -107,7 +109,7 @@ def decay() -> list[str]:
     lines = sentences(space, DECAY.trials())
     for name in space.variants:
         records = [record for record in DECAY.trials() if record.variant == name]
-        trained, tested = (np.mean([r.metrics[f"{part}_accuracy"] for r in records]) for part in ("train", "test"))
+        trained, tested = (np.mean([r.metrics.of(f"{part}_accuracy") for r in records]) for part in ("train", "test"))
         lines.append(f"`{name}` {trained:.3f} and {tested:.3f}")
     return lines
 
@@ -118,7 +120,7 @@ def remarks() -> list[str]:
     for name in SPACE.variants:
         records = [record for record in RUN.trials() if record.variant == name]
         epochs, tested, validated = (
-            [r.metrics[key] for r in records] for key in ("epochs", "test_accuracy", "val_accuracy")
+            [r.metrics.of(key) for r in records] for key in ("epochs", "test_accuracy", "val_accuracy")
         )
         if len(records) == 5:
             lines.append(f"{np.corrcoef(epochs, tested)[0, 1]:.2f} in `{name}`")

@@ -3,9 +3,11 @@
 import dataclasses
 
 import pytest
+from conftest import run_record
 
 from harness.config import BadInput, plugins
 from harness.run.directory import RunDirectory
+from harness.run.records import TrialRecord
 from harness.search.resolution import resolve
 from harness.search.trials import TrialGenerator
 from harness.training.network import build_network
@@ -122,10 +124,13 @@ def test_other_weights_are_another_run(tmp_path):
         resolved = resolve(values)
         run = RunDirectory(tmp_path / "run")
         file.write_text("one")
-        recorded = {"identity": resolved.identity, "weights": resolved.weights}
-        assert list(recorded["weights"]) == [str(file)]
+        recorded = run_record()
+        recorded.identity, recorded.weights = resolved.identity, resolved.weights
+        assert list(recorded.weights) == [str(file)]
         check_before_start(resolved, run, recorded)
-        check_before_start(resolved, run, {"identity": resolved.identity})  # of a run before they were recorded
+        earlier = run_record()
+        earlier.identity = resolved.identity
+        check_before_start(resolved, run, earlier)  # of a run before they were recorded
         file.write_text("two")
         with pytest.raises(BadInput, match=r"weights\.safetensors changed since"):
             check_before_start(resolved, run, recorded)
@@ -136,7 +141,10 @@ def test_other_weights_are_another_run(tmp_path):
 def test_confirmation_uses_fresh_seeds():
     p = planner()
     searched = {t.seed for t in p.search_trials()}
-    records = [{"parameters": t.parameters, "variant": "", "index": t.index} for t in p.search_trials()[:2]]
+    records = [
+        TrialRecord(parameters=dict(t.parameters), index=t.index, seed=t.seed, config={}, status="finished")
+        for t in p.search_trials()[:2]
+    ]
     confirmed = p.confirmations(records)
     assert len(confirmed) == 4
     assert not searched & {t.seed for t in confirmed}

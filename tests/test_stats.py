@@ -100,16 +100,11 @@ def test_two_equal_runs_do_not_make_certainty():
 
 def seeds(variant, values, gap=None):
     """Finished trials of a variant, a test accuracy each."""
-    return [
-        record(0, seed, 0.5, variant=variant)
-        | {
-            "metrics": {
-                "test_accuracy": float(value),
-                "train_accuracy": float(value + (0 if gap is None else gap[seed])),
-            }
-        }
-        for seed, value in enumerate(values)
-    ]
+    found = [record(0, seed, 0.5, variant=variant) for seed in range(len(values))]
+    for seed, (one, value) in enumerate(zip(found, values, strict=True)):
+        train_accuracy = float(value + (0 if gap is None else gap[seed]))
+        one.metrics = Metrics(test_accuracy=float(value), train_accuracy=train_accuracy)
+    return found
 
 
 def test_holm():

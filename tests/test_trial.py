@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from harness.config import Data, Trial
 from harness.run import checkpoints, storage
-from harness.run.records import HISTORY_COLUMNS, TRIAL_FILE, WEIGHTS_FILE, read_trial
+from harness.run.records import HISTORY_COLUMNS, TRIAL_FILE, WEIGHTS_FILE, Resumption, read_trial
 from harness.training.evaluation import read_test
 from harness.training.job import TrainingJob
 from harness.training.loop import oldest_is_lowest, train_job, training_loop
@@ -37,9 +37,7 @@ def run(digits: Data, folder=None, seed=0, **changes):
 
 def equal_part(record):
     """All but what depends on time or place."""
-    return {
-        key: value for key, value in record.items() if key not in ("timing", "environment", "history_sha256")
-    }  # the history has seconds
+    return record.model_dump(exclude={"timing", "environment", "history_sha256"})  # the history has seconds
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -78,8 +76,8 @@ def test_continued_equals_uninterrupted(digits, tmp_path, rows, changes):
     whole, told = run(digits, tmp_path / "whole", epochs=3, checkpoint_seconds=0, **changes)
     interrupted(digits, tmp_path / "cut", rows, **changes)
     again, told_again = run(digits, tmp_path / "cut", epochs=3, checkpoint_seconds=0, **changes)
-    continued = again.pop("continued", [])
-    assert [c["epoch"] for c in continued] == ([rows // 2] if rows > 1 else [])
+    continued, again.continued = again.continued, []
+    assert [c.epoch for c in continued] == ([rows // 2] if rows > 1 else [])
     assert equal_part(again) == equal_part(whole)
     histories = [pd.read_csv(tmp_path / name / "history.csv").drop(columns="seconds") for name in ("whole", "cut")]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
@@ -97,7 +95,7 @@ def test_continued_with_a_captured_step(digits, tmp_path, precision, mode):
     whole, _ = run(digits, tmp_path / "whole", epochs=3, checkpoint_seconds=0, **changes)
     interrupted(digits, tmp_path / "cut", 5, **changes)
     again, _ = run(digits, tmp_path / "cut", epochs=3, checkpoint_seconds=0, **changes)
-    assert again.continued == [{"epoch": 2, "torn": []}]
+    assert again.continued == [Resumption(epoch=2, torn=[])]
     assert again.metrics.train_loss == pytest.approx(whole.metrics.train_loss, rel=1e-2)
 
 
@@ -121,8 +119,8 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(digits, tmp_path, tear, t
     for path in there[:torn]:
         tear(path)
     again, _ = run(digits, tmp_path / "cut", epochs=3, checkpoint_seconds=0)
-    continued = again.pop("continued", [])
-    assert continued == [{"epoch": 2 - torn, "torn": [path.name for path in there[:torn]]}]
+    continued, again.continued = again.continued, []
+    assert continued == [Resumption(epoch=2 - torn, torn=[path.name for path in there[:torn]])]
     assert equal_part(again) == equal_part(whole)
 
 
@@ -185,7 +183,7 @@ def test_early_stop_ends_the_trial_as_finished(digits):
 
 def test_test_set_is_not_read_unless_asked(digits, tmp_path):
     record = train_job(TrainingJob(config(), digits, folder=tmp_path))
-    assert not any(name.startswith("test") for name in record.metrics)
+    assert record.metrics.test_accuracy is None
     later = read_test(tmp_path, record, digits)
     asked, _ = run(digits)
     assert later.metrics.test_accuracy == asked.metrics.test_accuracy
@@ -224,12 +222,12 @@ def test_closing_the_loop_records_nothing(digits, tmp_path):
 
 def test_torn_weights_are_refused(digits, tmp_path):
     record, _ = run(digits, tmp_path)
-    assert not restore_network(tmp_path, record, 10, 32).training
+    assert not restore_network(tmp_path, record.trial, record.weights_sha256, 10, 32).training
     content = (tmp_path / WEIGHTS_FILE).read_bytes()
     for torn in (content[:-100], content[:2000] + bytes([content[2000] ^ 1]) + content[2001:]):
         (tmp_path / WEIGHTS_FILE).write_bytes(torn)
-        with pytest.raises(ValueError, match="torn or replaced"):
-            restore_network(tmp_path, record, 10, 32)
+        with pytest.raises(ValueError, match="corrupt or replaced"):
+            restore_network(tmp_path, record.trial, record.weights_sha256, 10, 32)
 
 
 def test_job_survives_json(digits, tmp_path):

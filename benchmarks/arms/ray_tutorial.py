@@ -15,7 +15,7 @@ import torch
 from ray import tune
 
 from benchmarks.arms.measure import ArmRequest
-from benchmarks.arms.plain import train_plainly
+from benchmarks.arms.plain_loop import train_plainly
 
 LOADER_WORKERS = 8
 CPUS = 2

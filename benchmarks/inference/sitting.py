@@ -56,7 +56,7 @@ class RuntimeProcess:
         self.arm = arm
         self.errors = log.open("a")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.inference.server"],
+            [sys.executable, "-P", "-m", "benchmarks.inference.server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -19,10 +19,10 @@ def load(artifact: Artifact, device: str, threads: int) -> Served:
     if device == "cpu" and not native_bfloat16(torch.device("cpu")):
         raise Unavailable("this CPU computes no bfloat16 natively")
 
-    return compiled(artifact, device, threads, autocast(device, torch.bfloat16))
+    return compiled(artifact, device, threads, autocast_context(device, torch.bfloat16))
 
 
-def autocast(device: str, dtype: torch.dtype) -> Callable[[], AbstractContextManager[object]]:
+def autocast_context(device: str, dtype: torch.dtype) -> Callable[[], AbstractContextManager[object]]:
     """The context in which calls compute so."""
 
     @contextlib.contextmanager

@@ -4,7 +4,7 @@ import torch
 
 from export import Artifact
 from export.runtimes import Served, Unavailable
-from export.runtimes.torch_bfloat16 import autocast
+from export.runtimes.torch_bfloat16 import autocast_context
 from export.runtimes.torch_compile import compiled
 
 FORMAT = "torch"
@@ -14,4 +14,4 @@ PRECISION = "float16"
 def load(artifact: Artifact, device: str, threads: int) -> Served:
     if device != "cuda":
         raise Unavailable("float16 autocast is used on CUDA here")
-    return compiled(artifact, device, threads, autocast(device, torch.float16))
+    return compiled(artifact, device, threads, autocast_context(device, torch.float16))

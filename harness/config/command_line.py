@@ -5,6 +5,7 @@ clears an optional value. Bad input ends with exit code 2 and one line `error: k
 """
 
 import gc
+import importlib.util
 import math
 import signal
 import sys
@@ -18,7 +19,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from harness import __version__
-from harness.config import BadInput
+from harness.config import BadInput, plugins
 from harness.config.keys import build_config, keys, nested, plugin_choices, read_values
 
 FLAGS = {
@@ -103,6 +104,7 @@ def run_command(
     for number in STOPPING:
         signal.signal(number, _stop)
     try:
+        check_not_shadowed()
         values = read_values(split_arguments(prepare([a for a in arguments if a != "--debug"])), model)
         return main(resolve(values) if resolve else build_config(model, nested(values)))
     except BadInput as error:
@@ -121,6 +123,23 @@ def run_command(
         reason = " ".join(str(error).split()) or "no message"
         print(f"error: {type(error).__name__}: {reason}; --debug shows where", file=sys.stderr)
         return 1
+
+
+def check_not_shadowed() -> None:
+    """BadInput where a folder or file of the user's hides one of this project's packages, whose names are general.
+
+    `python -m` looks into the current folder first. What is hidden there would be missed after the training.
+    """
+    for name in plugins.PACKAGES:
+        spec = importlib.util.find_spec(name)
+        found = [*(spec.submodule_search_locations or [])] if spec else []
+        found += [spec.origin] if spec and spec.origin else []
+        if not any(Path(place).resolve().is_relative_to(plugins.TOP / name) for place in found):
+            where = found[0] if found else "nothing"
+            raise BadInput(
+                f"{name}: {where} hides this project's package; start in another folder, rename it, or use "
+                "classifier-harness, which does not look into the current folder"
+            )
 
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)

@@ -3,21 +3,24 @@
 `names` only looks at file names, so that `--help` stays fast; `load` imports. Files that begin with `_` are private.
 """
 
+import ast
+import contextlib
 import difflib
 import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.config import BadInput
 
-if TYPE_CHECKING:
-    pass
-
+TOP = Path(__file__).resolve().parent.parent.parent  # the folder of this project's packages
+PACKAGES = ("architectures", "benchmarks", "export", "harness", "tune_spaces")
 
 KEYS = {
     "tune_spaces": "space",
@@ -77,17 +80,88 @@ def _from_path(path: Path) -> ModuleType:
 @functools.lru_cache(maxsize=64)
 def _executed(path: Path, _changed: int) -> ModuleType:
     """A user's file as a module, executed once as long as it does not change."""
+    _check_neighbours(path)
     name = "user_" + hashlib.sha256(str(path).encode()).hexdigest()[:12]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles look there
-    sys.path.insert(0, str(path.parent))  # so that the file finds its neighbours, as a script would
+    neighbours = Neighbours(path.parent)
     try:
-        spec.loader.exec_module(module)
+        with neighbours:
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
-    finally:
-        sys.path.remove(str(path.parent))
+    for attribute, value in list(vars(module).items()):
+        if inspect.isfunction(value) and neighbours.is_here(Path(value.__code__.co_filename)):
+            # It may import a neighbour when it is called.
+            setattr(module, attribute, neighbours.around(value))
     return module
+
+
+class Neighbours:
+    """The modules beside a user's file. While code of that file runs, imports find them first; afterwards they are
+    hidden again, so that two files in different folders may each have a neighbour of the same name."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.own: dict[str, ModuleType] = {}
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+        if self.depth > 1:
+            return
+        self.hidden = {name: sys.modules[name] for name in self.own if name in sys.modules}
+        sys.modules.update(self.own)
+        sys.path.insert(0, str(self.folder))
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+        if self.depth:
+            return
+        sys.path.remove(str(self.folder))
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if file and not name.startswith("user_") and self.is_here(Path(file)):
+                self.own[name] = sys.modules.pop(name)
+        sys.modules.update(self.hidden)
+
+    def is_here(self, file: Path) -> bool:
+        """Beside the user's file, and neither this project's own nor an installed package."""
+        inside = file.is_relative_to(self.folder) and "site-packages" not in file.parts
+        return inside and not any(file.is_relative_to(TOP / package) for package in PACKAGES)
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def called(*arguments: Any, **named: Any) -> Any:
+            with self:
+                return function(*arguments, **named)
+
+        return called
+
+
+def _check_neighbours(path: Path) -> None:
+    """BadInput where a user's file would import its own neighbour and gets this project's package, or the reverse."""
+    if path.is_relative_to(TOP):
+        return
+    for name in PACKAGES:
+        for neighbour in (path.parent / name, path.parent / f"{name}.py"):
+            if neighbour.exists() and name in _imported(path):
+                raise BadInput(
+                    f"{path}: imports {name}, which is this project's package and also its neighbour {neighbour}; "
+                    "rename the neighbour"
+                )
+
+
+def _imported(path: Path) -> set[str]:
+    """First parts of the names of modules that a file imports."""
+    names: set[str] = set()
+    with contextlib.suppress(SyntaxError):  # which loading it will report
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+    return names

@@ -83,7 +83,7 @@ def write_report(run: RunDirectory, progress: "Progress") -> None:
         recorded=recorded,
         metric=recorded.metric,
         sentence=_sentence(ranked, recorded.metric),
-        ranked=[(one, test_of(one)) for one in ranked],
+        ranked=[(one, accuracy_on_test(one)) for one in ranked],
         records=sorted(records, key=lambda r: (r.stage != "search", SHOWN_STATUS.index(r.status), r.index)),
         findings=findings,
         untested=[c.says for c in _claims(recorded) if (c.says, c.variant, c.than, c.metric) not in judged],
@@ -156,7 +156,7 @@ def _recommendation(run: RunDirectory, winner: str | None) -> Recommendation | N
     return found if found.id == winner else None
 
 
-def test_of(one: Ranked) -> Estimate | None:
+def accuracy_on_test(one: Ranked) -> Estimate | None:
     """Test accuracy of a configuration over its seeds, where it was read."""
     values = [r.metrics.of("test_accuracy") for r in one.records if r.metrics.test_accuracy is not None]
     return seeds_interval(values) if values else None
@@ -165,7 +165,7 @@ def test_of(one: Ranked) -> Estimate | None:
 def _sentence(ranked: list[Ranked], metric: str) -> str:
     if not ranked:
         return "No trial has finished."
-    best, test = ranked[0], test_of(ranked[0])
+    best, test = ranked[0], accuracy_on_test(ranked[0])
     text = f"{best.name} is best: {metric} {_interval(best.estimate, metric)} over {best.estimate.n} seed(s)"
     text += f", test accuracy {_interval(test, 'test_accuracy')}." if test else "; the test set was not read."
     tied = [one.name for one in ranked if one.tied]

@@ -28,7 +28,7 @@ def load_weights(path: Path, expected_sha256: str | None = None) -> dict[str, "t
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if expected_sha256 is not None and found != expected_sha256:
-        raise ValueError(f"{path}: SHA-256 is {found}, recorded was {expected_sha256}; the file is torn or replaced")
+        raise ValueError(f"{path}: SHA-256 is {found}, recorded was {expected_sha256}; the file is corrupt or replaced")
     return load(content)
 
 

@@ -50,7 +50,7 @@ def unusable() -> str:
     return f"{found} for CUDA {torch.version.cuda} cannot use them; {advice}"
 
 
-def described() -> Json:
+def describe_all() -> Json:
     """Driver, versions of CUDA and cuDNN, and each GPU of this machine; empty where there is none that PyTorch uses."""
     if not usable():
         return {}

@@ -43,7 +43,7 @@ def environment() -> Environment:
         cpu=_cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         versions=versions,
-        gpus=gpus.described(),
+        gpus=gpus.describe_all(),
     )
 
 

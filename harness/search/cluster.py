@@ -52,7 +52,13 @@ def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
                     "or leave the address (and RAY_ADDRESS) out"
                 ) from error
         elif own:
-            command = [sys.executable, "-m", "harness.search.guard", str(os.getpid()), str(folder)]
+            command = [
+                sys.executable,
+                "-P",
+                str(TOP / "harness" / "search" / "guard.py"),
+                str(os.getpid()),
+                str(folder),
+            ]
             guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
             stack.callback(guard.communicate, b"ended")  # last
             stack.callback(_shut_down, terminate)

@@ -52,11 +52,11 @@ def run_trials(
     interrupted or not.
     """
     with cluster(generator.resolved.config.resources) as nodes:
-        sweep = Sweep(generator, run, progress, Allocation.of(generator.resolved.config.resources, nodes, of))
-        sweep.choose_plans([spec.config for spec in trials], of)
-        configs = (sweep.worker_config(spec) for spec in trials)
-        searcher = InOrder(configs, metric=sweep.search.metric, mode=sweep.search.mode)
-        sweep.fit(searcher, {spec.id: spec for spec in trials}, len(trials), scheduler)
+        runner = TrialRunner(generator, run, progress, Allocation.of(generator.resolved.config.resources, nodes, of))
+        runner.choose_plans([spec.config for spec in trials], of)
+        configs = (runner.worker_config(spec) for spec in trials)
+        searcher = InOrder(configs, metric=runner.search.metric, mode=runner.search.mode)
+        runner.fit(searcher, {spec.id: spec for spec in trials}, len(trials), scheduler)
 
 
 def run_optuna(indices: Sequence[int], generator: TrialGenerator, run: RunDirectory, progress: Progress) -> None:
@@ -67,13 +67,13 @@ def run_optuna(indices: Sequence[int], generator: TrialGenerator, run: RunDirect
     specs: dict[str, TrialSpec] = {}
     with cluster(generator.resolved.config.resources) as nodes:
         allocation = Allocation.of(generator.resolved.config.resources, nodes, search.samples)
-        sweep = Sweep(generator, run, progress, allocation)
-        sweep.choose_plans([generator.trial("search", {}).config], search.samples)
+        runner = TrialRunner(generator, run, progress, allocation)
+        runner.choose_plans([generator.trial("search", {}).config], search.samples)
 
         def make(changes: Json, index: int) -> Json:
             spec = generator.trial("search", changes, index=index)
             specs[spec.id] = spec
-            return sweep.worker_config(spec)
+            return runner.worker_config(spec)
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         searcher = OptunaSamples(
@@ -90,10 +90,10 @@ def run_optuna(indices: Sequence[int], generator: TrialGenerator, run: RunDirect
             has_value = value is not None and record.status in ("finished", "stopped")
             if has_value and record.stage == "search" and set(record.parameters) == set(parameters):
                 searcher.add_evaluated_point(record.parameters, value)
-        sweep.fit(searcher, specs, len(indices), True)
+        runner.fit(searcher, specs, len(indices), True)
 
 
-class Sweep:
+class TrialRunner:
     """The trials of one stage on a cluster."""
 
     def __init__(self, generator: TrialGenerator, run: RunDirectory, progress: Progress, allocation: Allocation):

@@ -57,13 +57,9 @@ def train(
         labels={"id": where.name if where else digest},
         network=model,
         dataset=dataset,
+        callbacks=callbacks,
     )
-
-    def report(row: HistoryRow) -> None:
-        for callback in callbacks:
-            callback(row)
-
-    return train_job(job, report)
+    return train_job(job)
 
 
 def _decoded(data: Decoded | Arrays) -> Decoded:

@@ -1,13 +1,13 @@
 """One trial to train, as plain data that another process can read."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config import Data, Trial
-from harness.run.records import PlanChoice
+from harness.run.records import HistoryRow, PlanChoice
 from harness.run.storage import Json
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class TrainingJob:
     `fingerprint`: of the expected images; others are an error. `read_test`: evaluate the kept weights on the test
     images at the end. `plan`: what the autotuner chose where the configuration says auto. `checkpoint_bytes`: the most
     that the trial's checkpoints may take on disk. `labels`: id, stage, variant, index and parameters of the record.
-    `network`, `dataset`: within one process, instead of the architecture and of `data`.
+    Within one process: `network`, `dataset` instead of the architecture and of `data`; `callbacks` get each row.
     """
 
     config: Trial
@@ -39,10 +39,12 @@ class TrainingJob:
     labels: Mapping[str, object] = field(default_factory=dict)
     network: "nn.Module | None" = None
     dataset: "Dataset | None" = None
+    callbacks: Sequence[Callable[[HistoryRow], object]] = ()
 
     def to_json(self) -> Json:
         """As plain data, to be sent to another process."""
-        assert self.network is None and self.dataset is None, "objects of this process cannot be sent to another"
+        own = (self.network, self.dataset, self.callbacks or None)
+        assert own == (None, None, None), "objects of this process cannot be sent to another"
         return {
             **vars(self),
             "config": self.config.model_dump(mode="json"),

@@ -44,7 +44,7 @@ class Diverged(ArithmeticError):
 
 
 def train_job(job: TrainingJob, report: Callable[[HistoryRow], object] | None = None) -> TrialRecord:
-    """Train to the end; `report` gets each row of the history. Returns the record, which trial.json holds too."""
+    """Train to the end; `report` gets each row but the last. Returns the record, which trial.json holds too."""
     loop = training_loop(job)
     while True:
         try:
@@ -173,6 +173,8 @@ def _train(job: TrainingJob, record: TrialRecord, history: list[HistoryRow], tim
                 write_history(job.folder, history)
             if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
                 raise Diverged(f"loss {train_loss} in training, {val_loss} in validation at step {done + 1}")
+            for callback in job.callbacks:
+                callback(row)
             if kept.offer(row):
                 kept.weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
             record.metrics = kept.metrics(row, setup.summary)

@@ -90,14 +90,6 @@ def set_up(job: TrainingJob, record: TrialRecord, timers: Timers) -> TrainingSet
         timers.enter("build")
 
     steps_per_epoch, validate_at = steps_of_epoch(config, len(training.rows))
-    depends_on = {
-        "config": config.model_dump(mode="json", exclude={"checkpoint_seconds"}),
-        "seed": job.seed,
-        "fingerprint": data.fingerprint,
-        "code": code,
-        "versions": machine.versions,
-        "plan": vars(plan),
-    }
     processor = execution.processor_name(device)
     return TrainingSetup(
         device=device,
@@ -111,9 +103,22 @@ def set_up(job: TrainingJob, record: TrialRecord, timers: Timers) -> TrainingSet
         evaluate=Evaluation(step.network, step.normalize, device, forward),
         steps_per_epoch=steps_per_epoch,
         validate_at=validate_at,
-        checkpointer=Checkpointer(job.folder, config.checkpoint_seconds, job.checkpoint_bytes, depends_on),
+        checkpointer=_checkpointer(job, plan, data, code),
         shape=execution.shape_key(config, len(data.classes), data.input_size, processor, plan.threads),
     )
+
+
+def _checkpointer(job: TrainingJob, plan: ExecutionPlan, data: Dataset, code: str) -> Checkpointer:
+    """Of checkpoints that belong to this very job, on these images, with this code and plan."""
+    depends_on = {
+        "config": job.config.model_dump(mode="json", exclude={"checkpoint_seconds"}),
+        "seed": job.seed,
+        "fingerprint": data.fingerprint,
+        "code": code,
+        "versions": system.environment().versions,
+        "plan": vars(plan),
+    }
+    return Checkpointer(job.folder, job.config.checkpoint_seconds, job.checkpoint_bytes, depends_on)
 
 
 def untrained_network(job: TrainingJob, data: Dataset, *, restoring: bool = False) -> nn.Module:

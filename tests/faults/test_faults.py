@@ -37,6 +37,7 @@ from harness.report import report
 from harness.run import checkpoints, storage
 from harness.run.cache import compiled_folder
 from harness.run.directory import BENCHMARKED, OWNER, RunDirectory
+from harness.run.manifest import Manifest
 from harness.run.progress import Progress
 from harness.run.storage import StorageError
 from harness.training.job import TrainingJob
@@ -69,9 +70,9 @@ def kept_checks(run: RunDirectory, record) -> list[bool]:
     from export.check import Check
 
     folder = run.exported_folder(record.id)
-    manifest = storage.read_json(folder / "manifest.json")
-    served = {n: SERVED_BY[f["format"]] for n, f in manifest["files"].items() if f["format"] in SERVED_BY}
-    return [Check(Artifact(folder, manifest, n), runtime, "cpu").kept() is not None for n, runtime in served.items()]
+    manifest = Manifest.read(folder / "manifest.json")
+    served = {n: SERVED_BY[f.format] for n, f in manifest.files.items() if f.format in SERVED_BY}
+    return [Check(Artifact(folder, manifest, n), runtime, "cpu").stored() is not None for n, runtime in served.items()]
 
 
 def state_of(run: RunDirectory):
@@ -138,7 +139,7 @@ def test_run_json_and_its_copy_torn(small_run, tmp_path):
     shutil.copytree(small_run[0], tmp_path / "run")
     for name in ("run.json", "run.copy.json"):
         (tmp_path / "run" / name).write_text("{")
-    with pytest.raises(BadInput, match=r"run\.json and its copy are torn"):
+    with pytest.raises(BadInput, match=r"run\.json and its copy are corrupt"):
         RunDirectory(tmp_path / "run").configuration()
 
 
@@ -219,7 +220,7 @@ def test_no_clock_decides_which_checkpoint_is_newest(tmp_path, digits):
     _, oldest = checkpoints.checkpoint_files(tmp_path)
     future = time.time() + 1e8
     os.utime(oldest, (future, future))
-    assert train_job(job).continued[-1] == {"epoch": 2, "torn": []}
+    assert train_job(job).continued[-1].to_json() == {"epoch": 2, "torn": []}
 
 
 @pytest.fixture(scope="session")
@@ -284,6 +285,7 @@ def test_a_second_driver_is_told_who_works(tmp_path):
 
 LOCK = """
 import sys, pathlib
+from harness.run.manifest import Manifest
 from harness.run.directory import RunDirectory
 lock = RunDirectory(pathlib.Path(sys.argv[1])).locked()
 lock.__enter__()
@@ -529,11 +531,9 @@ def test_trials_that_break_leave_their_siblings_alone(tmp_path):
         "diverges": "diverged",
     }
     assert done.stdout.count("KeyError: 'no such layer'; continues from its last checkpoint") == 1
-    assert done.stdout.count("continues from its last checkpoint") == len(
-        faults
-    )  # one retry each, none of who diverges
-    assert f"failed: trial {found['raises']['id']}: KeyError: 'no such layer'" in done.stdout
-    folder = tmp_path / "run" / "trials" / found["raises"]["id"]
+    assert done.stdout.count("continues from its last checkpoint") == len(faults)  # one retry each
+    assert f"failed: trial {found['raises'].id}: KeyError: 'no such layer'" in done.stdout
+    folder = tmp_path / "run" / "trials" / found["raises"].id
     assert "net.py" in (folder / "error.txt").read_text()
     assert found["raises"]["metrics"]["epochs"] >= 1.0
     assert "step" in found["diverges"]["error"]
@@ -673,7 +673,7 @@ def test_compiled_code_that_is_torn(tmp_path):
 
 def test_a_compiler_that_fails_once_is_asked_again(digits, tmp_path, monkeypatch):
     """As where what it finds in its cache cannot be loaded; the cache is emptied, and the result is the same."""
-    from harness.training import loop
+    from harness.training import setup
 
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
@@ -682,7 +682,7 @@ def test_a_compiler_that_fails_once_is_asked_again(digits, tmp_path, monkeypatch
     torn = compiled_folder() / "torn"
     torn.touch()
     failing = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})
-    real, calls = loop.make_step, []
+    real, calls = setup.make_step, []
 
     def fails_once(*arguments):
         calls.append(arguments)
@@ -690,12 +690,12 @@ def test_a_compiler_that_fails_once_is_asked_again(digits, tmp_path, monkeypatch
             raise failing("Failed to import torn.py")
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "make_step", fails_once)
+    monkeypatch.setattr(setup, "make_step", fails_once)
     record = train_job(job)
     assert record.compiled_anew == "InductorError: Failed to import torn.py"
     assert not torn.exists()
     assert (record.metrics, record.weights_sha256) == (alone.metrics, alone.weights_sha256)
-    monkeypatch.setattr(loop, "make_step", lambda *_: (_ for _ in ()).throw(failing("always")))
+    monkeypatch.setattr(setup, "make_step", lambda *_: (_ for _ in ()).throw(failing("always")))
     assert train_job(job).status == "failed"
 
 

@@ -1,0 +1,86 @@
+"""`from harness import ...`: what docs/python.md shows, and that importing it is light."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+from conftest import TOP, command
+
+PAGE = (TOP / "docs" / "python.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_importing_harness_imports_nothing_heavy():
+    code = "import sys, time; started = time.perf_counter(); import harness; print(time.perf_counter() - started)"
+    code += "; print([name for name in ('torch', 'ray', 'pandas', 'numpy', 'pydantic') if name in sys.modules])"
+    seconds, imported = command("-c", code, cwd=TOP).stdout.split("\n")[:2]
+    assert imported == "[]"
+    assert float(seconds) < 0.1
+
+
+def test_every_name_is_there():
+    import harness
+
+    assert all(getattr(harness, name) is not None for name in harness.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        harness.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_examples_that_need_no_ray(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    shown: dict = {}
+    exec(EXAMPLES[number], shown)
+    assert shown["record"].status == "finished"
+    assert "ray" not in set(sys.modules) - before
+
+
+@pytest.mark.slow
+def test_examples_of_a_run(tmp_path):
+    (tmp_path / "example.py").write_text("\n".join(EXAMPLES[2:]))
+    done = command("example.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "label smoothing helps: " in done.stdout
+    assert "model.onnx" in done.stdout
+
+
+def test_a_network_of_ones_own_is_trained_and_continued(tmp_path):
+    """It ends with the kept weights; given again with its folder, the finished weights are the same."""
+    import torch
+
+    from harness import Trial, train
+
+    images = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 3), dtype=np.uint8)
+    labels = (images.mean((1, 2, 3)) > 127.5).astype(int)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+    first = net[1].weight.detach().clone()
+    rows = []
+    record = train(
+        Trial(epochs=2, batch_size=10), (images, labels), model=net, folder=tmp_path, callbacks=[rows.append]
+    )
+    assert record.status == "finished", record.error
+    assert [row["epoch"] for row in rows] == [0.5, 1.0, 1.5, 2.0]
+    assert {row["lr"] for row in rows} == {Trial().optimizer.lr}
+    assert not torch.equal(net[1].weight, first)
+    from safetensors.torch import load_file
+
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["1.weight"], net[1].weight.cpu())
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((4, 8, 8, 3)), [0, 1, 0, 1], "images float64"),
+        (np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1], r"\(4, 8, 8\)"),
+        (np.zeros((4, 8, 8, 3), np.uint8), [0.5, 1, 0, 1], "labels float64"),
+        (np.zeros((4, 8, 8, 3), np.uint8), [0, 1], "4 images, 2 labels"),
+    ],
+)
+def test_arrays_that_cannot_be_trained_on(images, labels, message):
+    from harness import BadInput, Trial, train
+
+    with pytest.raises(BadInput, match=message):
+        train(Trial(epochs=1), (images, labels))
