@@ -1,7 +1,7 @@
 """python -m architectures [NAME|FILE.py [key=value ...]]: layers, output shapes, parameters and multiply-adds.
 
-Without a name every network of the folder with its totals, at 10 classes and 32x32. Options of a network are written
-key=value: `python -m architectures final kernel_size=5 input_size=64 num_classes=100`.
+Without a name it lists every network of the folder with its totals, at 10 classes and 32x32. Options of a network are
+written key=value: `python -m architectures final kernel_size=5 input_size=64 num_classes=100`.
 """
 
 import sys
@@ -14,7 +14,7 @@ from harness.config.keys import keys
 
 
 class Architectures(Strict):
-    name: str | None = Field(None, description="which network; also as the first word, without name=")
+    name: str | None = Field(None, description="network; also as the first word, without name=")
     num_classes: int = Field(10, ge=2, description="width of the output")
     input_size: int = Field(32, ge=1, description="side of the images in pixels")
     options: dict[str, Any] = Field(default_factory=dict, description="any other key: an option of the network")
@@ -53,7 +53,7 @@ def show_networks(config: Architectures) -> int:
 
 
 def arguments(words: list[str]) -> list[str]:
-    """`final kernel_size=5` as `name=final options.kernel_size=5`."""
+    """Expand `final kernel_size=5` to `name=final options.kernel_size=5`. Raises BadInput for a second name."""
     own = {key.name for key in keys(Architectures)} - {"options"}
     if words and "=" not in words[0] and not words[0].startswith("-"):
         words = [f"name={words[0]}", *words[1:]]

@@ -1,4 +1,4 @@
-"""Pieces that the convolutional networks of this folder share."""
+"""Building blocks that the convolutional networks of this folder share."""
 
 from collections.abc import Sequence
 
@@ -8,21 +8,21 @@ ACTIVATIONS = {"relu": nn.ReLU, "mish": nn.Mish, "silu": nn.SiLU, "gelu": nn.GEL
 
 
 def activation(name: str) -> nn.Module:
-    """The activation of that name; ValueError lists the known ones."""
+    """The activation of that name. Raises ValueError, with the known names, where it is unknown."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation={name}: unknown; choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()
 
 
 def same_padding(kernel_size: int) -> int:
-    """Padding that keeps height and width under stride 1: (K - 1) / 2, for odd K only."""
+    """Padding that preserves height and width at stride 1: (K - 1) / 2. Raises ValueError unless K is odd."""
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size={kernel_size}: must be odd and positive to keep height and width")
     return (kernel_size - 1) // 2
 
 
 def convolution(inputs: int, outputs: int, kernel_size: int, activation_name: str, batch_norm: str) -> list[nn.Module]:
-    """Convolution with `same` padding and its activation; batch norm `none`, `before` or `after` the activation."""
+    """Convolution with `same` padding and activation; batch norm `none`, `before` or `after` it, else ValueError."""
     layers = [nn.Conv2d(inputs, outputs, kernel_size, padding=same_padding(kernel_size)), activation(activation_name)]
     if batch_norm not in ("none", "before", "after"):
         raise ValueError(f"batch_norm={batch_norm}: choose none, before or after (the activation)")
@@ -32,7 +32,7 @@ def convolution(inputs: int, outputs: int, kernel_size: int, activation_name: st
 
 
 def pooled_size(input_size: int, pools: int) -> int:
-    """Side in pixels that remains of `input_size` after that many 2x2 poolings."""
+    """Side of the image in pixels after `pools` 2x2 poolings. Raises ValueError where none remains."""
     size = input_size // 2**pools
     if size < 1:
         raise ValueError(f"input_size={input_size}: too small for {pools} poolings; needs at least {2**pools}")
@@ -40,7 +40,7 @@ def pooled_size(input_size: int, pools: int) -> int:
 
 
 def classifier(inputs: int, hidden: Sequence[int], num_classes: int, activation_name: str) -> list[nn.Module]:
-    """Flatten and linear layers inputs-hidden...-num_classes, activations between them, none on the logits."""
+    """Flatten, then linear layers inputs-hidden...-num_classes with activations between them, none on the logits."""
     layers: list[nn.Module] = [nn.Flatten()]
     for width in hidden:
         layers += [nn.Linear(inputs, width), activation(activation_name)]

@@ -24,8 +24,8 @@ def build(
 ) -> nn.Module:
     """[N, 3, input_size, input_size] -> logits [N, num_classes].
 
-    `widths`: filters of each convolution, block by block. `batch_norm`, before the activation of: none of a block's
-    convolutions, the first, or all. `dropout` after each pooling.
+    `widths`: filters of each convolution, block by block. `batch_norm`: none, or before the activation of the first
+    or of all convolutions of a block. `dropout` follows each pooling. Raises ValueError where an option is invalid.
     """
     if batch_norm not in ("none", "first", "all"):
         raise ValueError(f"batch_norm={batch_norm}: choose none, first or all (convolutions of a block)")

@@ -22,7 +22,10 @@ def build(
     batch_norm: str = "after",
     dropout: float = 0.1,
 ) -> nn.Module:
-    """[N, 3, input_size, input_size] -> logits [N, num_classes]; `batch_norm`: none, before or after activation."""
+    """[N, 3, input_size, input_size] -> logits [N, num_classes]; `batch_norm`: none, before or after activation.
+
+    Raises ValueError where an option is invalid.
+    """
     return single_convolution_blocks(
         num_classes, input_size, widths, hidden, kernel_size, activation, activation, batch_norm, dropout
     )

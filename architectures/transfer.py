@@ -1,8 +1,8 @@
 """ResNet-18 with a new head on images enlarged to 112x112; layer4 and the head are trained, the rest is frozen.
 
 The published report's task 4a: test accuracy 0.898 on CIFAR-10 from ImageNet weights (`weights=imagenet`, which
-torchvision downloads and checks). Images are enlarged inside the network, on the device, so that 32x32 is what is
-stored and sent; give it ImageNet's mean and std as normalisation.
+torchvision downloads and checks). Images are enlarged inside the network, on the device, so that only 32x32 images are
+stored and copied; set trial.normalization to ImageNet's mean and std.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,10 @@ ORDER = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer
 
 
 class Transfer(nn.Module):
-    """`network` behind an enlargement to `resize` pixels, with the named children frozen.
+    """`network` on images resized to `resize` pixels, with the named children frozen.
 
-    `frozen_prefix`: the paths of the children before the first one that is trained, whose answer never changes.
+    `frozen_prefix`: paths of the children before the first trained one, whose outputs never change. Raises ValueError
+    where a name in `frozen` is unknown or nothing is left to train.
     """
 
     def __init__(self, network: nn.Module, resize: int, frozen: Sequence[str]):
@@ -29,10 +30,10 @@ class Transfer(nn.Module):
         children = dict(network.named_children())
         for name in frozen:
             if name not in children:
-                raise ValueError(f"frozen={name}: no such part; choose from {', '.join(children)}")
+                raise ValueError(f"frozen={name}: no such layer; choose from {', '.join(children)}")
             children[name].requires_grad_(False)
         if not any(parameter.requires_grad for parameter in network.parameters()):
-            raise ValueError(f"frozen={list(frozen)}: nothing is left to train; leave a part out")
+            raise ValueError(f"frozen={list(frozen)}: nothing is left to train; freeze fewer layers")
         self.frozen = tuple(frozen)
         trained = [n for n in ORDER if n not in frozen and any(True for _ in children[n].parameters())]
         before = ORDER[: ORDER.index(trained[0])] if trained else ORDER
@@ -40,12 +41,12 @@ class Transfer(nn.Module):
 
     def train(self, mode: bool = True) -> "Transfer":
         super().train(mode)
-        for name in self.frozen:  # frozen batch norm keeps its statistics too, or the "frozen" features would drift
+        for name in self.frozen:  # frozen batch norm must keep its statistics, or the features would drift
             self.network.get_submodule(name).eval()
         return self
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """What `frozen_prefix` answers to images [N, 3, H, W]."""
+        """Features of images [N, 3, H, W]: the output of the `frozen_prefix` layers."""
         if self.resize:
             size = (self.resize, self.resize)
             images = nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
@@ -54,7 +55,7 @@ class Transfer(nn.Module):
         return images
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits [N, classes] of what `features` answers."""
+        """Logits [N, num_classes] from the output of `features`."""
         for name in ORDER[len(self.frozen_prefix) :]:
             features = self.network.get_submodule(name)(features)
         return self.network.get_submodule("fc")(features.flatten(1))
@@ -72,8 +73,9 @@ def build(
 ) -> nn.Module:
     """[N, 3, H, W] of any size -> logits [N, num_classes].
 
-    `weights`: none, imagenet, or the path of a ResNet-18 state dict (.safetensors, as trials of this network leave it,
-    or .pt read as weights only); its head is left out. `resize`: side in pixels inside the network, 0 for as it is.
+    `weights`: none, imagenet, or the path of a ResNet-18 state dict (.safetensors, as trials of this network write, or
+    .pt, loaded with weights_only); its head is ignored. `resize`: side in pixels inside the network, 0: no resizing.
+    Raises ValueError where the weights cannot be loaded or `frozen` is invalid.
     """
     network = resnet18()
     if weights == "imagenet":
@@ -89,7 +91,7 @@ def build(
 
 
 def load_body(network: nn.Module, path: Path) -> None:
-    """Load all but the head `fc` from a state dict; ValueError names the first tensor that ResNet-18 has otherwise."""
+    """Load a state dict but for the head `fc`. Raises ValueError where it is unreadable or does not fit ResNet-18."""
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -99,17 +101,17 @@ def load_body(network: nn.Module, path: Path) -> None:
             state = load_file(path)
         else:
             state = dict(torch.load(path, map_location="cpu", weights_only=True))
-        state = {name.removeprefix("network."): tensor for name, tensor in state.items()}  # of a trial of this harness
+        state = {name.removeprefix("network."): tensor for name, tensor in state.items()}  # saved by a trial
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    except Exception as error:  # of readers of foreign files, each has its own
+    except Exception as error:  # each file reader raises its own exceptions
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"weights={path}: is no state dict that can be read ({reason})") from error
+        raise ValueError(f"weights={path}: cannot be read as a state dict ({reason})") from error
     own = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("fc.")}
     for name, tensor in own.items():
         if shapes.get(name) != tensor.shape:
             found = f"of shape {shapes[name]}" if name in shapes else "missing"
             raise ValueError(f"weights={path}: {name} is {found}, ResNet-18 has {tuple(tensor.shape)}")
     for name in state:
-        if name not in own and not name.startswith("fc."):  # a deeper ResNet has all that this one has, and more
-            raise ValueError(f"weights={path}: {name} is of shape {shapes[name]}, ResNet-18 has none of that name")
+        if name not in own and not name.startswith("fc."):  # a deeper ResNet has all of these tensors and more
+            raise ValueError(f"weights={path}: {name} is of shape {shapes[name]}, ResNet-18 has no tensor of that name")
     network.load_state_dict({name: state[name] for name in own}, strict=False)

@@ -1,1 +1,1 @@
-"""How fast the exported winner answers in every runtime, and checks that this project itself does not get slower."""
+"""Inference speed of the exported winner in every runtime, and checks that this project itself does not get slower."""

@@ -1,7 +1,7 @@
-"""python -m benchmarks run=DIR [key=value ...]: how fast a run's exported models answer, in every runtime.
+"""python -m benchmarks run=DIR [key=value ...]: inference speed of a run's exported models in the runtimes.
 
 Writes inference.csv (raw rounds) and inference_summary.csv (images/s, latency, ratios to torch_eager with intervals).
-Nothing else should run on the machine meanwhile.
+Nothing else should run on the machine at the same time.
 """
 
 import sys

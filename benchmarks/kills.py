@@ -1,11 +1,11 @@
-"""python -m benchmarks.kills [key=value ...]: sweeps killed at random moments, against one that was left alone.
+"""python -m benchmarks.kills [key=value ...]: sweeps killed at random moments, against an uninterrupted one.
 
-Each row kills one process while trials run: the driver alone (and the same command is given again), a worker, or the
-processes of a node of a cluster of three on this machine; then compares with the uninterrupted sweep. SIGKILL, or for
-driver and worker SIGTERM, after which a driver has to end in 15 s with exit code 143.
-`out`: one row a kill, written after each. Exit code 1 where one of them is not as it must be.
+Each row kills one victim while trials run: the driver alone (the same command is then run again), a worker process, or
+all processes of a node of a three-node cluster on this machine. The outcome must equal that of the uninterrupted sweep.
+The signal is SIGKILL or, for driver and worker, SIGTERM, after which a driver must end within 15 s with exit code 143.
+`out`: one row per kill, written after each. Exit code 1 if any row has a problem.
 
-    python -m benchmarks.kills victims=[driver] seeds=[7]      once more what row 7 did
+    python -m benchmarks.kills victims=[driver] seeds=[7]      repeats the kill with seed 7
 """
 
 import contextlib
@@ -43,11 +43,13 @@ Victim = Literal["driver", "worker", "node"]
 
 
 class Kills(Strict):
-    victims: list[Victim] = Field(["driver", "worker", "node"], min_length=1, description="what is killed")
-    seeds: list[int] | None = Field(None, description="of the moments, to repeat some; default: 0, 1, ...")
-    kills: int = Field(20, ge=1, description="of each victim, where no seeds are given")
-    signal: Literal["KILL", "TERM"] = Field("KILL", description="sent to them; a node is always killed")
-    out: Path = Field(Path("kills.csv"), description="table, a row a kill")
+    victims: list[Victim] = Field(["driver", "worker", "node"], min_length=1, description="what to kill")
+    seeds: list[int] | None = Field(
+        None, description="seeds of the random moments, to repeat kills; default: 0, 1, ..."
+    )
+    kills: int = Field(20, ge=1, description="kills of each victim, if no seeds are given")
+    signal: Literal["KILL", "TERM"] = Field("KILL", description="signal to a driver or worker; a node always gets KILL")
+    out: Path = Field(Path("kills.csv"), description="output table, one row per kill")
 
 
 def main(config: Kills) -> int:
@@ -62,7 +64,7 @@ def main(config: Kills) -> int:
         cluster = stack.enter_context(KillableCluster.of_three()) if "node" in config.victims else None
         for seed in config.seeds or range(config.kills):
             for victim in config.victims:
-                for latest in (0.9, 0.45, 0.2):  # of the uninterrupted sweep; this one may have ended earlier
+                for latest in (0.9, 0.45, 0.2):  # share of the uninterrupted sweep's time; this one may end earlier
                     folder = top / f"{victim}{seed}-{latest}"
                     row = kill(victim, config.signal, seed, latest, reference, folder, cluster)
                     if row["running"]:
@@ -86,12 +88,12 @@ def kill(
     folder: Path,
     cluster: KillableCluster | None,
 ) -> Json:
-    """One kill and its outcome; a row of the table. `latest`: moment, as a share of the reference's time."""
+    """One kill and its outcome, a row of the table. `latest`: latest moment, as a share of the reference's time."""
     return Kill(victim, name, seed, latest, reference, folder, cluster).row()
 
 
 class Kill:
-    """A sweep that runs until a random moment, and the process that is killed then."""
+    """A sweep of which one victim is killed at a random moment."""
 
     def __init__(
         self,
@@ -111,7 +113,7 @@ class Kill:
             cluster.mend()
             more = [f"resources.address={cluster.cluster.address}"]
         if name == "TERM" and victim == "worker":
-            more = ["resources.retries=0"]  # a preempted trial consumes none
+            more = ["resources.retries=0"]  # preemption must not consume a retry
         self.sweep = Sweep(folder, *more)
         self.problems: list[str] = []
         self.columns: Json = dict.fromkeys(COLUMNS, "")
@@ -141,14 +143,16 @@ class Kill:
         return self.columns | {"problems": "; ".join(self.problems)}
 
     def targets_at_the_moment(self) -> list[Any]:
-        """Start the sweep and wait for the moment; what may be killed then."""
+        """Start the sweep and wait for the moment; returns the workers or nodes that can be killed then."""
         self.sweep.start()
         self.sweep.until_running()
         started = time.monotonic()
         time.sleep(self.moment)
         assert self.sweep.process is not None
         targets: list[Any] = []
-        while self.sweep.process.poll() is None and not (self.sweep.running() and targets):  # it must interrupt work
+        while self.sweep.process.poll() is None and not (
+            self.sweep.running() and targets
+        ):  # the kill must interrupt work
             of_node = self.victim == "node" and self.cluster
             targets = self.cluster.training() if of_node and self.cluster else training_workers(self.sweep.processes())
             time.sleep(0.01)
@@ -156,7 +160,7 @@ class Kill:
         return targets
 
     def kill_driver(self) -> None:
-        """And wait until nothing of its sweep is left."""
+        """Kill the driver and wait, at most 30 s, until no process of its sweep is left."""
         assert self.sweep.process is not None
         killed, left = time.monotonic(), self.sweep.processes()
         self.sweep.process.send_signal(signal.Signals[f"SIG{self.signal}"])
@@ -173,7 +177,7 @@ class Kill:
         self.problems += [f"process {p.pid} is left: {' '.join(command_of(p))[:100]}" for p in left]
 
     def compare(self, finished: dict[str, bytes], epochs: dict[str, float]) -> None:
-        """With the reference; `finished` before the kill, and `epochs` of the trials that were running."""
+        """Compare with the reference; `finished`: trials before the kill, `epochs`: epoch of each running trial then."""
         found = {record.id: record for record in self.sweep.run.trials()}
         lost = []
         for trial, epoch in epochs.items():

@@ -1,9 +1,9 @@
-"""python -m benchmarks.noise run=DIR [key=value ...]: how far the inference benchmark can be trusted on this machine.
+"""python -m benchmarks.noise run=DIR [key=value ...]: how reliable the inference benchmark is on this machine.
 
-Repeats whole sittings of the benchmark with one exported file as three arms: itself, itself again, and itself slowed
-down by a planted share of each call. Says how often the 95 % interval of the ratio of equals leaves one out, which
-should happen in 5 % of sittings, and how often the slower arm is seen to be slower; each with its exact binomial
-interval. What was measured so far is kept after each sitting.
+Repeats complete sittings of the benchmark with one exported file as three arms: itself, itself again, and itself slowed
+down by a planted share of each call. Reports how often the 95 % interval of the ratio of equal arms excludes 1, which
+should happen in 5 % of sittings, and how often the slower arm is detected; each with its exact binomial interval. `out`
+is written after each sitting.
 """
 
 import sys
@@ -33,15 +33,15 @@ def load(artifact, device, threads):
 
 
 class Noise(StageConfig):
-    sittings: int = Field(60, ge=2, description="whole sittings")
+    sittings: int = Field(60, ge=2, description="complete sittings of the benchmark")
     replicates: int = Field(8, ge=2, description="fresh processes of each arm in a sitting")
     rounds: int = Field(2, ge=1, description="interleaved measurements in a replicate")
-    round_seconds: float = Field(0.1, gt=0, description="at least so long a measurement")
-    batch_size: int = Field(8, ge=1, description="images a call")
+    round_seconds: float = Field(0.1, gt=0, description="length of a measurement, at least one call")
+    batch_size: int = Field(8, ge=1, description="images per call")
     planted: float = Field(0.1, gt=0, description="share of each call by which the third arm is slower")
-    threads: int | None = Field(None, ge=1, description="default: the cores")
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: one per usable core")
     file: str = Field("model.onnx", description="exported file, served by onnxruntime on the CPU")
-    out: Path = Field(Path("noise.json"), description="what came out")
+    out: Path = Field(Path("noise.json"), description="JSON file for the results")
 
 
 def main(config: Noise) -> int:
@@ -110,7 +110,7 @@ RATIO = ("ratio", "ratio_low", "ratio_high")
 
 
 def detection_rates(ratios: list[Json]) -> Json:
-    """Shares of sittings with exact binomial intervals."""
+    """Rates of false alarms and of detections over sittings, with exact 95 % binomial intervals."""
     from scipy.stats import binomtest
 
     equal = [r for r in ratios if r["kind"] == "equal"]
@@ -126,7 +126,7 @@ def detection_rates(ratios: list[Json]) -> Json:
 
 
 def describe_rates(found: Json) -> str:
-    """The shares in words."""
+    """The rates as a line of text."""
     said = {"false_alarms": "of equals called different", "seen": "of slower ones seen"}
     return ", ".join(
         f"{found[k]['share']:.3f} [{found[k]['low']:.3f}, {found[k]['high']:.3f}] {text} (n = {found[k]['n']})"

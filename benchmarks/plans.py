@@ -1,8 +1,8 @@
-"""python -m benchmarks.plans [key=value ...]: is the plan of trial.plan=auto the fastest, and what did asking cost?
+"""python -m benchmarks.plans [key=value ...]: is the plan of trial.plan=auto the fastest, and what did choosing cost?
 
-For each architecture, in a fresh process with an empty cache of its own: first the harness's own choice, timed whole;
-then every candidate again, in turn and at length. `first_seconds` is what a candidate took until it could be timed: the
-chosen one's are no cost of choosing, as a trial would have spent them. Nothing else should run meanwhile.
+For each architecture, in a fresh process with an empty cache: first times the harness's choice as a whole, then times
+every candidate again, interleaved and for longer. `first_seconds` is what a candidate took until it could be timed: the
+chosen one's is not a cost of choosing, as a trial would spend it anyway. Nothing else should run at the same time.
 
     python -m benchmarks.plans precision=float32 out=RESULTS/plans.csv
 """
@@ -30,17 +30,19 @@ COLUMNS = (
 
 class Plans(Strict):
     architectures: list[str] = Field(
-        plugins.names("architectures"), min_length=1, description="which to measure, with their default options"
+        plugins.names("architectures"), min_length=1, description="measured with their default options"
     )
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of all candidates")
-    threads: int = Field(1, ge=1, description="of the process, on CPU: one where trials share the cores")
-    images: int = Field(450_000, ge=1, description="that one place for a trial is to train on: ten epochs of CIFAR-10")
-    rounds: int = Field(10, ge=3, description="of each candidate, at least 0.1 s long")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="precision of all candidates"
+    )
+    threads: int = Field(1, ge=1, description="CPU threads of the process: 1 as where trials share the cores")
+    images: int = Field(450_000, ge=1, description="images that one allocation trains on: ten epochs of CIFAR-10")
+    rounds: int = Field(10, ge=3, description="rounds of each candidate, at least 0.1 s each")
     out: Path = Field(Path("plans.csv"), description="table to write")
 
 
 def measure(name: str, config: Json) -> list[Json]:
-    """Rows of one architecture."""
+    """Rows of the table for one architecture."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ |= {"HARNESS_CACHE": cache, "TORCHINDUCTOR_CACHE_DIR": f"{cache}/compiled"}
         import torch

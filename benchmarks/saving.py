@@ -1,11 +1,10 @@
 """python -m benchmarks.saving [key=value ...]: what checkpoints cost a trial.
 
-Pairs of trials in this process, the same but for `trial.checkpoint_seconds`: as by default, and none. Both of a pair
-advance by half an epoch in turn, which of them first is drawn each time, so that a machine that slows down for a while
-slows down both; a trial's seconds are all but those in which it waits for the other. As those are half of the time, it
-gets twice the default's seconds: in its own time it saves as often as a trial alone. Says how much longer the one with
-checkpoints takes, with its 95 % interval over pairs, and what its ledger booked for writing files. `out`: a row a
-trial.
+Pairs of trials in this process that differ only in `trial.checkpoint_seconds`: the default, and none. The two alternate
+in half epochs, in an order drawn each time, so that a slowdown of the machine affects both; a trial's seconds exclude
+those in which it waits for the other. As it waits half of the time, it gets twice the default interval: in its own time
+it then saves as often as a trial alone. Reports how much longer the trial with checkpoints takes, with the 95 %
+interval over pairs, and the time that its ledger booked for writing files. `out`: one row per trial.
 
     python -m benchmarks.saving data.name=images data.root=DIR data.limit=500
 """
@@ -25,12 +24,12 @@ COLUMNS = ("pair", "checkpoints", "seconds", "files_seconds", "saved")
 
 class Saving(Strict):
     architecture: str = plugin_field("architectures", "final")
-    epochs: int = Field(10, ge=2, description="of each trial")
+    epochs: int = Field(10, ge=2, description="epochs of each trial")
     precision: str = Field("float32", description="as trial.precision")
     compile: str = Field("kernels", description="as trial.compile")
-    pairs: int = Field(6, ge=2, description="of trials")
+    pairs: int = Field(6, ge=2, description="pairs of trials")
     data: Data = Data()
-    out: Path = Field(Path("saving.csv"), description="table, a row a trial")
+    out: Path = Field(Path("saving.csv"), description="output table, one row per trial")
 
 
 def main(config: Saving) -> int:
@@ -45,7 +44,7 @@ def main(config: Saving) -> int:
     rows: list[Json] = []
     base = {"architecture": config.architecture, "epochs": config.epochs, "optimizer": {"name": "adam", "lr": 5e-4}}
     base |= {"precision": config.precision, "compile": config.compile}
-    twice = 2 * Trial.model_fields["checkpoint_seconds"].default  # of a pair each waits half of the time
+    twice = 2 * Trial.model_fields["checkpoint_seconds"].default  # each trial of a pair waits half of the time
     arms = {
         name: Trial.model_validate(base | {"checkpoint_seconds": seconds})
         for name, seconds in {"default": twice, "none": None}.items()

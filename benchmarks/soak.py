@@ -1,10 +1,9 @@
-"""python -m benchmarks.soak [key=value ...]: an hour of trials whose worker is killed once a minute.
+"""python -m benchmarks.soak [key=value ...]: an hour of trials whose worker process is killed once a minute.
 
-Two sweeps of the same trials run side by side, one worker and one core each: in one the worker at work is killed again
-and again, the other is left alone. Then both are given the same command again with as many samples as either has begun,
-and are compared. `out`/kills.csv has, before each kill, what the driver holds: open files, processes, memory, and what
-lies on disk; summary.json compares the last third of the kills with the first. Exit code 1 where the sweeps differ or
-a trial was lost.
+Two sweeps of the same trials run side by side, one worker and one core each: in one the active worker is killed
+repeatedly, the other is undisturbed. Both are then resumed with as many samples as the further one has begun, and
+compared. `out`/kills.csv has the driver's resources before each kill: open files, processes, memory and disk space;
+summary.json compares the last third of the kills with the first. Exit code 1 if the sweeps differ or a trial was lost.
 
     python -m benchmarks.soak minutes=60 out=soak
 """
@@ -31,10 +30,10 @@ COLUMNS = ("seconds", "finished", "open_files", "processes", "memory_mib", "chec
 
 
 class Soak(Strict):
-    minutes: float = Field(60.0, gt=0, description="how long workers are killed")
-    every_seconds: float = Field(60.0, gt=0, description="between kills")
-    samples: int = Field(1500, ge=4, description="more than can finish in that time")
-    seed: int = Field(0, ge=0, description="of the moments, within a tenth of `every_seconds`")
+    minutes: float = Field(60.0, gt=0, description="how long to keep killing workers")
+    every_seconds: float = Field(60.0, gt=0, description="mean time between kills")
+    samples: int = Field(1500, ge=4, description="samples of the search: more than can finish in that time")
+    seed: int = Field(0, ge=0, description="seed of the kill times, which vary by 10 % of every_seconds")
     out: Path = Field(Path("soak"), description="folder for kills.csv and summary.json")
 
 
@@ -89,7 +88,7 @@ def main(config: Soak) -> int:
 
 
 def held(sweep: Sweep) -> Json:
-    """What the driver of a sweep holds now."""
+    """Resources that the driver of a sweep holds now."""
     assert sweep.process is not None
     driver = psutil.Process(sweep.process.pid)
     files = [path for path in sweep.run.path.glob("trials/*/checkpoint-*") if path.exists()]
@@ -106,18 +105,18 @@ def held(sweep: Sweep) -> Json:
 
 
 def sizes(files: Any) -> float:
-    """Of all of these files that are there, in MiB on disk."""
+    """Disk usage of the files that exist, MiB."""
     total = 0
     for file in files:
         try:
             total += file.lstat().st_blocks * 512
-        except OSError:  # came and went
+        except OSError:  # deleted since it was listed
             continue
     return total / 2**20
 
 
 def compare_thirds(rows: list[Json]) -> Json:
-    """Of each figure the median over the first and over the last third of the kills."""
+    """Medians of each figure over the first and over the last third of the kills."""
     from statistics import median
 
     third = max(1, len(rows) // 3)

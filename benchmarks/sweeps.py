@@ -20,12 +20,12 @@ SWEEP = (
     *("space=quick", "stages=[search]", "search.samples=4", "trial.epochs=16", "trial.options.widths=[[4,8],[8,8]]"),
     *("trial.validations_per_epoch=4", "trial.checkpoint_seconds=0", "trial.compile=off", "resources.cpus_per_trial=1"),
 )
-MARK = "HARNESS_KILLS"  # in the environment of all processes of a sweep
+MARK = "HARNESS_KILLS"  # environment variable that marks all processes of a sweep
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a sweep comes to, whatever happens to it."""
+    """Outcome and duration of an uninterrupted sweep."""
 
     outcome: Json
     seconds: float  # from its first trial's start to its end
@@ -43,7 +43,7 @@ class Reference:
 
 
 def outcome(run: RunDirectory) -> Json:
-    """Of each trial what must not depend on interruptions."""
+    """Results that must not depend on interruptions, by trial."""
     found = {}
     for record in run.trials():
         history = (run.trial_folder(record.id) / HISTORY_FILE).read_text().splitlines()
@@ -72,7 +72,7 @@ class Sweep:
             )
 
     def wait(self, seconds: float = 300.0) -> tuple[int, str]:
-        """(exit code, last line)"""
+        """Wait for the end of the sweep; returns (exit code, last line of its output)."""
         assert self.process is not None
         code = self.process.wait(seconds)
         return code, self.said.read_text().strip().splitlines()[-1]
@@ -85,7 +85,7 @@ class Sweep:
             time.sleep(0.02)
 
     def running(self) -> list[str]:
-        """Trials that have validated and not ended."""
+        """Trials that have validated at least once and not ended."""
         folders = {path.parent for path in self.run.path.glob(f"trials/*/{HISTORY_FILE}")}
         return sorted(f.name for f in folders if not (f / TRIAL_FILE).exists())
 
@@ -93,7 +93,7 @@ class Sweep:
         return {path.parent.name: path.read_bytes() for path in self.run.path.glob(f"trials/*/{TRIAL_FILE}")}
 
     def epoch(self, trial: str) -> float:
-        """Of the trial's last validation."""
+        """Epoch of the trial's last validation; 0 if there was none."""
         with contextlib.suppress(OSError):
             last = (self.run.trial_folder(trial) / HISTORY_FILE).read_text().splitlines()[-1]
             if last[0].isdigit():
@@ -101,9 +101,9 @@ class Sweep:
         return 0.0
 
     def processes(self) -> set[psutil.Process]:
-        """All that the command started and that lives: with its mark, whoever their parent is now, or below it.
+        """Live processes that the command started: its descendants, and those with its mark whatever their parent.
 
-        Ray's workers overwrite their environment by their title, and with it the mark.
+        Ray's workers overwrite their environment, and with it the mark, by their process title.
         """
         assert self.process is not None
         found = set()
@@ -129,7 +129,7 @@ def command_of(process: psutil.Process) -> list[str]:
 
 
 def training_workers(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """Workers that are in a step of a trial, which Ray puts into their titles."""
+    """Workers that are training a trial, recognised by the process title that Ray sets."""
     found = []
     for process in processes:
         with contextlib.suppress(psutil.Error):
@@ -140,7 +140,7 @@ def training_workers(processes: Iterable[psutil.Process]) -> list[psutil.Process
 
 
 class KillableCluster:
-    """A head and two nodes of one CPU each on this machine; all trials run on those."""
+    """A Ray cluster on this machine: a head without CPUs, and two nodes of one CPU each that run all trials."""
 
     def __init__(self, cluster: Any):
         self.cluster = cluster
@@ -158,7 +158,7 @@ class KillableCluster:
             nodes.shutdown()
 
     def training(self) -> list[Any]:
-        """Nodes with a worker in a step of a trial."""
+        """Nodes with a worker that is training a trial."""
         return [n for n in self.nodes if training_workers(psutil.Process(self.raylet(n)).children(recursive=True))]
 
     @staticmethod
@@ -166,7 +166,7 @@ class KillableCluster:
         return node.all_processes["raylet"][0].process.pid
 
     def kill(self, node: Any) -> None:
-        """All of its processes at once, as when a machine goes away."""
+        """Kill all processes of a node at once, as when a machine fails."""
         raylet = psutil.Process(self.raylet(node))
         for process in [raylet, *raylet.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):

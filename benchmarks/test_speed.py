@@ -1,7 +1,7 @@
 """pytest-benchmark checks: `python -m pytest benchmarks`.
 
 Absolute times are recorded, with unit and environment in each entry (`--benchmark-json=FILE`), and compared by
-`--benchmark-compare` where the machine is the same. What is asserted are ratios between arms of one run.
+`--benchmark-compare` on the same machine. Only ratios between arms of one run are asserted.
 """
 
 import random
@@ -35,7 +35,7 @@ BATCH = 64
 
 @pytest.fixture(autouse=True)
 def described(benchmark):
-    """Unit and environment beside every figure."""
+    """Record unit and environment with every figure."""
     benchmark.extra_info |= {"unit": "seconds", "device": str(DEVICE), "threads": torch.get_num_threads()}
     benchmark.extra_info |= system.environment().to_json()
 
@@ -49,7 +49,7 @@ def own_cache(tmp_path_factory):
 
 
 def training_step(name: str, **changes):
-    """A call that trains network `name` on one batch of 64 images of 32x32, and waits for the device."""
+    """A callable that trains network `name` on one batch of 64 images of 32x32, and waits for the device."""
     options = {"resize": 64} if name == "transfer" else {}
     trial = Trial.model_validate(
         {"architecture": name, "options": options, "optimizer": Optimizer(name="sgd", lr=0.01)} | changes
@@ -72,7 +72,7 @@ def test_training_step(benchmark, name):
 
 
 def test_augmentation_costs_little_of_a_step(benchmark):
-    """Flip and crop, in the step on the batch tensor, against the same step without: at most a fifth more."""
+    """A step with flip and crop on the batch tensor takes at most a fifth longer than without."""
     arms = {
         "plain": training_step("final", precision="float32"),
         "augmented": training_step("final", precision="float32", augmentation=Augmentation(flip=True, crop_padding=4)),
@@ -85,7 +85,7 @@ def test_augmentation_costs_little_of_a_step(benchmark):
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="the kernels are for CPUs")
 def test_own_kernels_make_a_step_shorter(benchmark):
-    """Mish, max pooling and convolutions of our own: a step of `final` takes at most 0.65 of the eager one."""
+    """With our kernels of Mish, max pooling and convolution, a step of `final` takes at most 0.65 of the eager one."""
     arms = {mode: training_step("final", precision="float32", compile=mode) for mode in ("off", "kernels")}
     rounds = benchmark.pedantic(timing.interleave, args=(arms, 6, 0.05, 0), rounds=1)
     fastest = {arm: min(r.seconds / r.calls for r in rounds if r.arm == arm) for arm in arms}
@@ -176,7 +176,7 @@ def test_inference(benchmark, exported, name):
 
 
 def test_onnxruntime_is_not_far_behind_eager(benchmark, exported):
-    """The ratio of the two on `model1` (ReLU, which both do well), in interleaved rounds of one process."""
+    """Less than twice eager's time on `model1` (ReLU, fast in both), in interleaved rounds of one process."""
     images = np.random.default_rng(0).normal(size=(BATCH, 3, 32, 32)).astype(np.float32)
     calls = {}
     for name, file in (("torch_eager", "model.safetensors"), ("onnxruntime", "model.onnx")):
@@ -189,7 +189,7 @@ def test_onnxruntime_is_not_far_behind_eager(benchmark, exported):
     assert seconds["onnxruntime"] < 2 * seconds["torch_eager"]
 
 
-# What anyone would write, with the session options that runtimes/onnxruntime.py sets.
+# A typical onnxruntime loop, with the session options that runtimes/onnxruntime.py sets.
 BARE = """
 import sys, time
 import numpy as np, onnxruntime
@@ -209,9 +209,9 @@ for line in sys.stdin:
 
 @pytest.mark.parametrize("batch_size", [1, 8, 64])
 def test_reported_throughput_is_that_of_a_bare_loop(benchmark, exported, tmp_path, batch_size):
-    """The inference benchmark's arm against a loop over InferenceSession.run: a process each, in turn.
+    """The inference benchmark's arm against a loop over InferenceSession.run: one process each, interleaved.
 
-    Five pairs of processes: where its memory happens to lie makes a process up to 3 % faster or slower for good.
+    Five pairs of processes: the placement of its memory makes a process up to 3 % faster or slower for its lifetime.
     """
     images = np.random.default_rng(0).normal(size=(8 * batch_size, 3, 32, 32)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
@@ -225,7 +225,7 @@ def test_reported_throughput_is_that_of_a_bare_loop(benchmark, exported, tmp_pat
 
 
 def reported_over_bare(exported, folder: Path, batch_size: int, order: random.Random) -> float:
-    """Median over rounds of one pair of processes."""
+    """Ratio of reported to bare throughput: the median over rounds of one pair of processes."""
     threads = torch.get_num_threads()
     check = Check(Artifact(folder, exported.manifest, "model.onnx"), "onnxruntime", "cpu")
     command = [sys.executable, "-c", BARE, str(folder / "model.onnx"), str(folder / "images.npy"), str(threads)]
@@ -249,14 +249,14 @@ def reported_over_bare(exported, folder: Path, batch_size: int, order: random.Ra
                     taken[name] = float(bare.stdout.readline())
             ratios.append(taken["bare"] / taken["ours"])
         bare.stdin.close()
-    return float(np.median(ratios[1:]))  # without the round that warms the bare loop
+    return float(np.median(ratios[1:]))  # without the round that warms up the bare loop
 
 
 @pytest.mark.parametrize(
     "module", ["harness.tune", "harness.report", "export", "export.predict", "benchmarks", "architectures"]
 )
 def test_start_up(benchmark, module):
-    """`--help` of each command, as a whole process."""
+    """Start-up time of each command: `--help` in a fresh process."""
     top = Path(__file__).parent.parent
 
     def start(*arguments: str):

@@ -1,7 +1,7 @@
-"""For the checks in test_speed.py: `time.perf_counter` around calls of this process that return results on the host.
+"""Timing for test_speed.py: `time.perf_counter` around calls in this process that return results on the host.
 
-Arms are measured in interleaved rounds, in an order drawn anew each round, so that a machine that changes its speed
-changes it for all of them. Ratios are paired by round. No arm is told which one it is compared with.
+Arms are measured in interleaved rounds, in a new random order each round, so that a change of the machine's speed
+affects all of them. Ratios are paired by round. No arm knows which arm it is compared with.
 """
 
 import math
@@ -25,7 +25,7 @@ class Round:
 
 
 def warm_up(call: Callable[[], object]) -> float:
-    """Call until compilation, allocation and caches have settled; seconds of the fastest call."""
+    """Call until compilation, allocation and caches have settled; returns the seconds of the fastest call."""
     fastest, started, calls = math.inf, time.perf_counter(), 0
     while calls < WARMUP_CALLS or time.perf_counter() - started < WARMUP_SECONDS:
         before = time.perf_counter()
@@ -36,7 +36,7 @@ def warm_up(call: Callable[[], object]) -> float:
 
 
 def interleave(arms: Mapping[str, Callable[[], object]], rounds: int, round_seconds: float, seed: int) -> list[Round]:
-    """Measure every arm once a round, each for at least about `round_seconds`, after warming all of them up."""
+    """Measure every arm once per round, each for at least about `round_seconds`, after warming up all arms."""
     calls = {name: max(1, math.ceil(round_seconds / warm_up(call))) for name, call in arms.items()}
     order = random.Random(seed)
     measured = []

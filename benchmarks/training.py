@@ -1,12 +1,12 @@
-"""python -m benchmarks.training [key=value ...]: finished trials per hour, against what people write today.
+"""python -m benchmarks.training [key=value ...]: finished trials per hour, against typical training scripts.
 
-Arms take turns in one sitting, each a whole command in a fresh process, the clock around all of it: start-up, data,
+Arms are interleaved in one sitting, each a complete command in a fresh process, timed as a whole: start-up, data,
 compilation, training, validation, files. `plain`: a PyTorch loop with DataLoader; `ray_tutorial`: the same inside Ray
-Tune as PyTorch's tutorial has it; `harness`: python -m harness.tune. All train the same network on the same images with
-the same batch size, epochs, SGD and validations, no early stop. Every command counts, the first too; only decoding the
-images comes before, and what earlier commands compiled is in the cache. `harness_N`: N trials share the device, its
-cores or its one GPU; there is never more than one. MFU: model FLOPs over the rate of matrix products in the precision
-of an arm, measured here; that of a plain script on a GPU is TF32, which PyTorch's convolutions use by default.
+Tune, as in PyTorch's tutorial; `harness`: python -m harness.tune. All train the same network on the same images with
+the same batch size, epochs, SGD and validations, without early stopping. Every command counts, including the first;
+only the images are decoded beforehand, and code compiled by earlier commands is cached. `harness_N`: N trials share the
+device: its cores, or one GPU (never more). MFU: model FLOPs over the rate of matrix products in the arm's precision,
+measured here; the precision of a plain script on a GPU is TF32, the default of PyTorch's convolutions.
 
     python -m benchmarks.training architecture=baseline data.name=images data.root=DIR out=RESULTS
 """
@@ -35,18 +35,20 @@ ArmName = Literal["plain", "ray_tutorial", "harness", "harness_1", "harness_2", 
 class Training(Strict):
     architecture: str = plugin_field("architectures", "baseline")
     arms: list[ArmName] = Field(
-        ["plain", "ray_tutorial", "harness"], min_length=1, description="in turn, order changing"
+        ["plain", "ray_tutorial", "harness"], min_length=1, description="arms, in a new random order each round"
     )
     rounds: int = Field(3, ge=2, description="measured commands of each arm")
-    trials: int = Field(4, ge=1, description="a command trains, with different seeds")
-    epochs: int = Field(3, ge=1, description="of each trial")
-    batch_size: int = Field(64, ge=1, description="images a step")
-    lr: float = Field(5e-2, gt=0, description="of SGD")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the harness's arm")
-    compile: Literal["auto", "off", "kernels", "captured-eager", "default", "captured"] = Field(
-        "auto", description="of the harness's arm: trial.compile"
+    trials: int = Field(4, ge=1, description="trials per command, with different seeds")
+    epochs: int = Field(3, ge=1, description="epochs of each trial")
+    batch_size: int = Field(64, ge=1, description="images per step")
+    lr: float = Field(5e-2, gt=0, description="learning rate of SGD")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="trial.precision of harness arms"
     )
-    loader_workers: int = Field(2, ge=0, description="of the plain arm's DataLoader")
+    compile: Literal["auto", "off", "kernels", "captured-eager", "default", "captured"] = Field(
+        "auto", description="trial.compile of harness arms"
+    )
+    loader_workers: int = Field(2, ge=0, description="workers of the plain arm's DataLoader")
     data: Data = Data()
     out: Path = Field(Path("training-benchmark"), description="folder for rounds.csv, summary.csv, settings.json")
 
@@ -105,7 +107,7 @@ def _write(
     flop: dict[str, float],
     rates: dict[str, float],
 ) -> None:
-    """Results as far as they are, after each command."""
+    """Write the results so far, after each command; the summary after the last."""
 
     flat = [{k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()} for row in rows]
     storage.write_atomically(config.out / "rounds.csv", csv_text(flat[0], flat))

@@ -1,4 +1,4 @@
-"""The winner as files that other runtimes serve, and the proof that they answer as PyTorch does."""
+"""Exports the winner as files that other runtimes serve, and checks that their logits match PyTorch's."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from harness.run.manifest import FileEntry, Manifest
 
 __all__ = ["SERVED_BY", "Artifact"]
 
-# A file's format -> the runtime that it is made for, which export checks it with.
+# File format -> the runtime with which export checks it.
 SERVED_BY = {"torch": "torch_eager", "onnx": "onnxruntime", "aoti": "aoti"}
 
 

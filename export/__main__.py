@@ -1,11 +1,11 @@
-"""python -m export run=DIR [key=value ...]: export the winner of a run and prove that it answers like the original.
+"""python -m export run=DIR [key=value ...]: export the winner of a run and check its logits against PyTorch's.
 
-Writes exported/<id>/: model.onnx (float32, normalised images [N, 3, H, W]), model_rewritten.onnx (the same in operators
-that onnxruntime computes fast), model_int8.onnx (in eight bits where accuracy allows it), each also as *_uint8.onnx
-(normalisation inside, uint8 [N, H, W, 3]), model.safetensors (PyTorch), reference.npy (PyTorch's logits of the test
-images in float64), mistakes.npy (images that it is most confidently wrong about), checks/ (those of each file),
-manifest.json (digests, classes, normalisation, parity).
-On request also model_fp16.onnx and model.pt2 (AOTInductor). What is there and whole is left as it is.
+Writes exported/<id>/: model.onnx (float32, takes normalised images [N, 3, H, W]), model_rewritten.onnx (the same in
+operators that onnxruntime computes fast), model_int8.onnx (quantised as far as accuracy allows), each also as
+*_uint8.onnx (normalisation inside, takes uint8 [N, H, W, 3]), model.safetensors (PyTorch), reference.npy (PyTorch's
+float64 logits of the test images), mistakes.npy (test images misclassified with the highest confidence), checks/
+(parity check of each file), manifest.json (digests, classes, normalisation, parity).
+On request also model_fp16.onnx and model.pt2 (AOTInductor). An intact export with the same settings is not repeated.
 """
 
 import sys

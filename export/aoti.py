@@ -15,11 +15,11 @@ from harness.config import Normalization
 from harness.data.batches import Normalizer
 from harness.run.system import compiler
 
-MOST = 4096  # images a call
+MOST = 4096  # images per call
 
 
 class _Normalized(nn.Module):
-    """The network behind its normalisation."""
+    """The network preceded by its normalisation; takes uint8 images [N, H, W, 3]."""
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -37,7 +37,7 @@ class _Normalized(nn.Module):
 
 
 def checked(network: nn.Module) -> nn.Module:
-    """The network, where this machine can compile it; NotPossible otherwise."""
+    """Return the network. Raises NotPossible where this machine has no C++ compiler."""
     if not compiler("cpu"):
         raise NotPossible("AOTInductor needs a C++ compiler; install g++")
     return network
@@ -46,7 +46,7 @@ def checked(network: nn.Module) -> nn.Module:
 def save_aoti(network: nn.Module, path: Path, example: torch.Tensor, normalization: Normalization | None) -> None:
     """Compile `network` (eval mode, float32, on the CPU) for batches of 1 to 4,096 and write it to `path`.
 
-    `example`: normalised images of a batch of two or more; with a `normalization` the file takes uint8 [N, H, W, 3].
+    `example`: normalised images [N, 3, H, W], N >= 2; with a `normalization` the file takes uint8 [N, H, W, 3].
     """
     module: nn.Module = network
     if normalization is not None:
@@ -59,7 +59,7 @@ def save_aoti(network: nn.Module, path: Path, example: torch.Tensor, normalizati
         contextlib.redirect_stdout(io.StringIO()),
         torch.no_grad(),  # freezing needs it
     ):
-        warnings.simplefilter("ignore")  # of the compiler's own internals
+        warnings.simplefilter("ignore")  # warnings about the compiler's internals
         batch = torch.export.Dim("batch", min=1, max=MOST)
         program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
         made = torch._inductor.aoti_compile_and_package(

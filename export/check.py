@@ -1,7 +1,7 @@
-"""Whether a runtime answers like PyTorch when it serves a file: compared once on every test image, and stored.
+"""Parity checks: a file's logits in a runtime against PyTorch's, compared once on every test image and stored.
 
-exported/<id>/checks/ARM.json says what was compared and the result, ARM.npy has the logits. Export checks each file in
-the runtime that its format is made for, the benchmark every other arm that it times.
+exported/<id>/checks/ARM.json records what was compared and the result, ARM.npy the logits. Export checks each file in
+the runtime that its format is made for; the benchmark checks every other arm that it times.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from harness.run.storage import Json, JsonFile
 
 @dataclass(frozen=True)
 class Check:
-    """Of an artifact that a runtime serves on a device."""
+    """The parity check of an artifact that a runtime serves on a device."""
 
     artifact: Artifact
     runtime: str
@@ -25,13 +25,13 @@ class Check:
 
     @property
     def name(self) -> str:
-        """Of the arm: the runtime, and what sets the file apart from model.*."""
+        """Name of the arm: the runtime, then what distinguishes the file's name from model.*."""
         stem = Path(self.runtime).stem if self.runtime.endswith(".py") else self.runtime
         return f"{stem}{self.artifact.path.stem.removeprefix('model').replace('_', ' ')}"
 
     @property
     def answers(self) -> Path:
-        """Logits float32 [N, classes] of the test images, in their order."""
+        """The .npy file of the logits, float32 [N, classes], of the test images in order."""
         return self._file.with_suffix(".npy")
 
     @property
@@ -40,7 +40,7 @@ class Check:
 
     @property
     def depends_on(self) -> Json:
-        """All that the result depends on."""
+        """Everything that the result depends on."""
         manifest = self.artifact.manifest
         assert manifest.reference is not None
         return {
@@ -52,7 +52,7 @@ class Check:
         }
 
     def stored(self) -> "CheckRecord | None":
-        """What `store` returned, if everything that it depends on is the same."""
+        """The record that `store` wrote; None if there is none or anything that it depends on has changed."""
         try:
             found = CheckRecord.read(self._file)
             same = found.of == self.depends_on and found.answers_sha256 == storage.sha256(self.answers)
@@ -61,7 +61,7 @@ class Check:
         return found if same else None
 
     def store(self, parity: Parity, seconds: float) -> "CheckRecord":
-        """Record how the `answers`, which are there already and took so many seconds, compare."""
+        """Write the result; the logits are in `answers` already, and took `seconds` to compute."""
         found = CheckRecord(
             of=self.depends_on,
             answers_sha256=storage.sha256(self.answers),
@@ -73,7 +73,7 @@ class Check:
 
 
 class CheckRecord(JsonFile):
-    """checks/ARM.json."""
+    """Contents of checks/ARM.json."""
 
     of: Json
     answers_sha256: str

@@ -1,4 +1,4 @@
-"""Exports the winner of a run: its files, and how the answers of each compare with PyTorch's on every test image."""
+"""Exports the winner of a run: writes its files and compares their logits with PyTorch's on every test image."""
 
 import time
 from pathlib import Path
@@ -23,7 +23,10 @@ from harness.training.network import restore_network
 
 
 def export_winner(run: RunDirectory, settings: Export, progress: Progress) -> None:
-    """Export the winning configuration's trial with the best validation; RuntimeError where parity fails."""
+    """Export the winning configuration's trial with the best validation.
+
+    Raises RuntimeError where no trial has finished or a float32 file fails its parity check.
+    """
     recorded = run.recorded()
     ranked = rank(run.trials(), recorded.metric)
     if not ranked:
@@ -67,7 +70,7 @@ class Exporter:
             timing=ExportTiming(export_seconds={}),
         )
         self.source = Source(
-            network=self.network(),  # in plain memory layout
+            network=self.network(),  # in contiguous memory format
             example=torch.from_numpy(self.test[:2].copy()),
             calibration=self.normalized(data.train, max(1, len(data.train) // CALIBRATION_IMAGES)),
             validation=self.normalized(data.validation),
@@ -84,8 +87,8 @@ class Exporter:
         return self.normalize(torch.from_numpy(split.images[split.rows[::every]])).numpy()
 
     def write_reference(self) -> None:
-        """PyTorch's logits of the test images in float64, what they get wrong, and the weights."""
-        exact = self.network().double()  # float32 rounds in places that no file can be blamed for
+        """Write PyTorch's float64 logits of the test images, its most confident mistakes, and the weights."""
+        exact = self.network().double()  # the reference's own float32 rounding would count against the files
 
         def answer(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
             with torch.inference_mode():
@@ -95,7 +98,7 @@ class Exporter:
         counter = self.progress.counter("exporting: PyTorch's answers in float64, images")
         self.reference = parity.predict_all(answer, self.test, counter)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "manifest.json").unlink(missing_ok=True)  # a manifest describes files that are there
+        (self.folder / "manifest.json").unlink(missing_ok=True)  # a manifest must describe existing files
         storage.write_array(self.folder / "reference.npy", self.reference)
         sha256 = storage.sha256(self.folder / "reference.npy")
         self.manifest.reference = Digest.model_validate({"precision": "float64", "sha256": sha256})
@@ -109,7 +112,7 @@ class Exporter:
         self.manifest.files[weights.name] = self._entry(weights, "torch", "float32")
 
     def write_format(self, kind: str) -> None:
-        """Write the files of a format and check them; where the network has none, say why."""
+        """Write and check the files of a format; where the network cannot be exported in it, record why."""
         made = FORMATS[kind]
         self.progress.status(f"exporting {made.file()}")
         started = time.perf_counter()
@@ -132,7 +135,7 @@ class Exporter:
             started = time.perf_counter()
 
     def _check(self, name: str, made: Format, uint8: bool) -> None:
-        """Compare the file, in the runtime that it is made for, with the reference on every test image."""
+        """Compare the file's logits, in the runtime of its format, with the reference on every test image."""
         artifact = Artifact(self.folder, self.manifest, name)
         check = Check(artifact, SERVED_BY[made.kind], "cpu")
         load = plugins.load("export.runtimes", check.runtime, "load")
@@ -148,7 +151,7 @@ class Exporter:
         self.progress.line(f"export: {name}, {found}")
 
     def finish(self) -> None:
-        """Remove files of other settings, write the manifest; RuntimeError where a float32 file failed its check."""
+        """Remove files of other settings, write the manifest. Raises RuntimeError if a float32 file failed parity."""
         for old in (*self.folder.glob("model*.onnx"), *self.folder.glob("model*.pt2")):
             if old.name not in self.manifest.files:
                 old.unlink()
@@ -172,7 +175,7 @@ def labels_of(split: Split) -> npt.NDArray[np.int64]:
 
 
 def is_exported(folder: Path, record: TrialRecord, settings: Export) -> bool:
-    """Whether the folder holds what these settings make of these weights, intact, and exact where it must be."""
+    """Whether the folder holds an intact export of these weights and settings, with parity of its float32 files."""
     try:
         manifest = Manifest.read(folder / "manifest.json")
     except (OSError, ValueError):

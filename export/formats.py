@@ -1,6 +1,6 @@
-"""The files that an export consists of: what makes each from the trained network, and how it is written.
+"""Formats of exported files: how each is made from the trained network, and how it is written.
 
-Each is for normalised float32 images [N, 3, H, W], and once more with the normalisation inside, for uint8 [N, H, W, 3].
+Each takes normalised float32 images [N, 3, H, W]; a second version normalises inside and takes uint8 [N, H, W, 3].
 """
 
 from collections.abc import Callable
@@ -25,15 +25,15 @@ from harness.run.storage import Json
 __all__ = ["CALIBRATION_IMAGES", "FORMATS", "Format", "NotPossible", "Source", "with_normalization"]
 
 CALIBRATION_IMAGES = 512
-HALF_IMAGES = 1000  # validation images that a float16 file answers in its own arithmetic before it is written
+HALF_IMAGES = 1000  # validation images on which a float16 file is checked in float16 arithmetic
 
 
 @dataclass
 class Source:
-    """What files are made from: the network in eval mode on the CPU and what belongs to it.
+    """What files are made from: the network in eval mode on the CPU, and images.
 
-    Images are normalised float32 [N, 3, H, W]: an `example` of two; `calibration`, from the training part, show what
-    ranges activations have; `validation` with `labels` [N] decide which layers cost too much accuracy.
+    Images are normalised float32 [N, 3, H, W]: `example` has two; `calibration`, from the training split, shows the
+    ranges of activations; `validation` with `labels` [N] decides which layers cost too much accuracy.
     """
 
     network: nn.Module
@@ -46,22 +46,22 @@ class Source:
     _plain: onnx.ModelProto | None = None
 
     def plain(self) -> onnx.ModelProto:
-        """As PyTorch exports it, once."""
+        """The ONNX model as PyTorch exports it, made on first use."""
         if self._plain is None:
             self._plain = to_onnx(self.network, self.example, self.settings.opset)
         return self._plain
 
     def accuracy(self, model: onnx.ModelProto) -> float:
-        """On the validation images."""
+        """Accuracy of the model on the validation images, in onnxruntime."""
         return float((onnxruntime_logits(model, self.validation).argmax(1) == self.labels).mean())
 
 
-Made = tuple[Any, Json]  # a model for `save`, and what the manifest says of it beside
+Made = tuple[Any, Json]  # a model for `save`, and more fields for its manifest entry
 
 
 @dataclass(frozen=True)
 class Format:
-    """`suffix`: of the file's name; `exact`: answers as PyTorch does but for rounding in float32."""
+    """A file format. `suffix`: of the file's name; `exact`: logits equal PyTorch's up to float32 rounding."""
 
     suffix: str
     precision: str
@@ -90,24 +90,24 @@ def _int8(source: Source) -> Made:
 
 
 def _fp16(source: Source) -> Made:
-    """Weights and arithmetic in half precision, float32 in and out: for CUDA, whose tensor cores double their rate.
+    """Weights and arithmetic in float16, float32 in and out: for CUDA, whose tensor cores then run twice as fast.
 
-    Of the graph as PyTorch exports it: what is rewritten for CPUs has intermediate values that overflow float16.
+    Made from the graph as PyTorch exports it: the one rewritten for CPUs has intermediate values that overflow float16.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxscript import ir
     from onnxscript.ir.passes.common import LiftConstantsToInitializersPass
 
     plain = ir.from_proto(source.plain())
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(plain)  # others would stay in float32
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(plain)  # other constants stay float32
     made = ir.from_proto(convert_float_to_float16(ir.to_proto(plain), keep_io_types=True))
-    made.graph.sort()  # its casts stand at the end, whoever uses them
+    made.graph.sort()  # the converter appends its casts at the end, after the nodes that use them
     model = ir.to_proto(made)
-    del model.graph.value_info[:]  # of float32
+    del model.graph.value_info[:]  # it describes float32 tensors
     images, labels = source.validation[:HALF_IMAGES], source.labels[:HALF_IMAGES]
     try:
         logits = half.float16_logits(model, images)
-    except Exception as error:  # of an evaluator that knows not all that a network may consist of
+    except Exception as error:  # the evaluator does not implement every operator
         raise NotPossible(f"cannot be checked in float16 arithmetic: {type(error).__name__}: {error}") from error
     expected = onnxruntime_logits(source.plain(), images)
     if not np.isfinite(logits).all():
@@ -127,7 +127,7 @@ FORMATS = {
 
 
 def with_normalization(model: onnx.ModelProto, normalization: Normalization) -> onnx.ModelProto:
-    """The model behind pixel / 255, minus mean, over standard deviation: its input becomes uint8 [batch, H, W, 3]."""
+    """The model preceded by (pixel / 255 - mean) / std: its input becomes uint8 [batch, H, W, 3]."""
     found = onnx.ModelProto()
     found.CopyFrom(model)
     graph = found.graph

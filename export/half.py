@@ -1,6 +1,6 @@
-"""What an ONNX file answers where each operator computes in the precision that the file says, as on a GPU.
+"""Evaluates an ONNX file with each operator in the precision that the file specifies, as on a GPU.
 
-onnxruntime has few float16 kernels for CPUs: it computes in float32 between casts, so that what overflows float16
+onnxruntime has few float16 kernels for CPUs: it computes in float32 between casts, so a model that overflows float16
 passes every check there. This is onnx's reference evaluator with its slowest operators replaced: convolutions and
 matrix products sum in float32 and round once, as tensor cores do.
 """
@@ -21,11 +21,11 @@ Sizes = Sequence[int] | None
 
 
 def float16_logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
-    """Logits [N, classes] of images as the model takes them; not finite where something overflows."""
+    """Logits [N, classes] of images in the model's input format; not finite where a value overflows."""
     evaluator = ReferenceEvaluator(model, new_ops=[Conv, Gemm, MatMul, MaxPool])
     name = model.graph.input[0].name
     batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
-    with np.errstate(all="ignore"):  # whoever asks looks at what comes of it
+    with np.errstate(all="ignore"):  # the caller checks for non-finite logits
         return np.concatenate([evaluator.run(None, {name: batch})[0] for batch in batches])
 
 
@@ -34,13 +34,13 @@ def _float32(array: np.ndarray) -> torch.Tensor:
 
 
 def _padded(x: np.ndarray, pads: Sequence[int] | None, value: float) -> torch.Tensor:
-    """[N, C, H, W] with `pads` (top, left, bottom, right) around."""
+    """`x` [N, C, H, W] in float32, padded with `value` by `pads` (top, left, bottom, right)."""
     top, left, bottom, right = pads or (0, 0, 0, 0)
     return functional.pad(_float32(x), (left, right, top, bottom), value=value)
 
 
 class Conv(OpRun):  # type: ignore[misc]  # onnx has no types
-    """Of images."""
+    """2D convolution."""
 
     op_domain = ""
 
@@ -56,7 +56,7 @@ class Conv(OpRun):  # type: ignore[misc]  # onnx has no types
         pads: Sizes = None,
         strides: Sizes = None,
     ) -> tuple[np.ndarray]:
-        assert auto_pad in (None, "NOTSET"), auto_pad  # PyTorch's exporter writes the pads themselves
+        assert auto_pad in (None, "NOTSET"), auto_pad  # PyTorch's exporter writes explicit pads
         bias = None if b is None else _float32(b)
         how: Any = {"stride": strides or 1, "dilation": dilations or 1, "groups": group or 1}
         return (functional.conv2d(_padded(x, pads, 0.0), _float32(w), bias, **how).numpy().astype(x.dtype),)
@@ -90,7 +90,7 @@ class MatMul(OpRun):  # type: ignore[misc]  # onnx has no types
 
 
 class MaxPool(OpRun):  # type: ignore[misc]  # onnx has no types
-    """Of images, without indices."""
+    """2D max pooling, without indices."""
 
     op_domain = ""
 

@@ -1,8 +1,8 @@
-"""What a quantised model computes value by value, as tables: of eight bits there are 256 values, each has one answer.
+"""Replaces elementwise operators of a quantised model by lookup tables, exact because uint8 has only 256 values.
 
-After DequantizeLinear an activation is a chain of elementwise operators in float32. They become one lookup whose table
-holds what onnxruntime answers for each of the 256 values: the same answers, without the passes over memory. A
-QuantizeLinear that follows goes into the table as well.
+After DequantizeLinear an activation is a chain of elementwise operators in float32. It becomes one lookup whose table
+holds onnxruntime's result for each of the 256 values: the same results, without the passes over memory. A
+QuantizeLinear that follows is included in the table.
 """
 
 import math
@@ -16,14 +16,14 @@ from onnx import helper, numpy_helper
 
 ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Min", "Max", "Clip", "Exp", "Log", "Erf", "Tanh", "Sigmoid"}
 ACTIVATIONS = {"Softplus", "Relu", "LeakyRelu", "Elu", "Selu", "Gelu", "Mish", "HardSigmoid", "HardSwish"}
-MOVES_PAST = ("MaxPool", "Reshape", "Flatten")  # a quantisation may come before them as well: it keeps the order
-ROWS = 8  # onnxruntime looks up row by row, each row on one thread
+MOVES_PAST = ("MaxPool", "Reshape", "Flatten")  # quantisation preserves order, so it may be moved before them
+ROWS = 8  # onnxruntime's lookup gives each row to one thread
 
 
 @dataclass
 class _Chain:
-    """From a DequantizeLinear through elementwise nodes to the tensor `last`; if it is quantised then, after nodes of
-    MOVES_PAST, `end` does that."""
+    """Elementwise `nodes` from the DequantizeLinear `start` to the tensor `last`. `end`: the QuantizeLinear that
+    follows, if any; `path`: the nodes of MOVES_PAST between."""
 
     start: onnx.NodeProto
     nodes: list[onnx.NodeProto]
@@ -33,7 +33,7 @@ class _Chain:
 
 
 def with_tables(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A new model with the same answers; one without such chains stays as it is."""
+    """A copy of the model with the same logits, in which every such chain is a lookup."""
     found = onnx.ModelProto()
     found.CopyFrom(model)
     nodes = list(found.graph.node)
@@ -48,7 +48,7 @@ def with_tables(model: onnx.ModelProto) -> onnx.ModelProto:
         nodes = [new for node in nodes for new in places.get(id(node), [node])]
     del found.graph.node[:]
     found.graph.node.extend(nodes)
-    del found.graph.value_info[:]  # types in between have changed
+    del found.graph.value_info[:]  # intermediate types have changed
     return found
 
 
@@ -89,7 +89,7 @@ def _chains(
 
 
 def _is_uint8(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
-    """With one scale for the whole tensor."""
+    """Whether the node's tensor is uint8 with a single scale."""
     scale_and_zero = [constants.get(name) for name in node.input[1:3]]
     if len(scale_and_zero) != 2 or any(c is None or int(np.prod(c.dims)) != 1 for c in scale_and_zero):
         return False
@@ -98,7 +98,7 @@ def _is_uint8(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> b
 
 
 def _table(model: onnx.ModelProto, chain: _Chain, constants: dict[str, onnx.TensorProto]) -> np.ndarray:
-    """What each uint8 becomes, [256]: uint8 or float32."""
+    """The chain's result for each uint8 value: [256], uint8 or float32."""
     start = helper.make_node("DequantizeLinear", ["given", *chain.start.input[1:]], list(chain.start.output))
     end = helper.make_node("Identity", [chain.last], ["found"])
     if chain.end is not None:
@@ -126,9 +126,9 @@ def _table(model: onnx.ModelProto, chain: _Chain, constants: dict[str, onnx.Tens
 
 
 def _lookup(model: onnx.ModelProto, chain: _Chain, table: np.ndarray, images: bool) -> list[onnx.NodeProto]:
-    """Nodes that look the values of the chain's start up in [rows, 256]; its path then works in eight bits.
+    """Nodes that look up the chain's input values in `table` [rows, 256]; the nodes of its `path` then process uint8.
 
-    Images are looked up as [N, H, W, C]: so onnxruntime keeps them between quantised convolutions, and the
+    Images are looked up as [N, H, W, C]: onnxruntime uses that layout between quantised convolutions, so the
     transpositions there and back cancel against its own.
     """
     given, name = chain.start.input[0], chain.last if chain.end is None else chain.end.output[0]

@@ -1,4 +1,4 @@
-"""A trained network as one ONNX file with a free batch dimension."""
+"""Exports a trained network as one ONNX file with a dynamic batch dimension."""
 
 import contextlib
 import io
@@ -13,14 +13,14 @@ from torch import nn
 
 
 def to_onnx(network: nn.Module, example: torch.Tensor, opset: int) -> onnx.ModelProto:
-    """`network` (eval mode, float32, on the CPU) with input `images`, output `logits` and a free batch dimension.
+    """Export `network` (eval mode, float32, on the CPU): input `images`, output `logits`, dynamic batch dimension.
 
-    `example`: inputs of a batch of two or more.
+    `example`: images [N, 3, H, W], N >= 2.
     """
     assert not network.training
     assert len(example) > 1, "a batch of one would be taken for a constant"
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        warnings.simplefilter("ignore")  # warnings about the exporter's internals
         program = torch.onnx.export(
             network,
             (example,),
@@ -38,15 +38,15 @@ def to_onnx(network: nn.Module, example: torch.Tensor, opset: int) -> onnx.Model
 def save_onnx(model: onnx.ModelProto, path: Path, opset: int) -> None:
     """Write the model to `path`, weights inside the file.
 
-    The opset is asserted and the model checked by onnx.checker before the file gets its name. Raises ValueError where
-    the exporter gave another opset or fixed the batch dimension.
+    The model is checked (opset, onnx.checker) before the file is renamed to `path`. Raises ValueError where the
+    exporter wrote another opset or fixed the batch dimension.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
     try:
         onnx.save(model, temporary)
-        model = onnx.load(temporary)  # what is on the disk is what is checked
+        model = onnx.load(temporary)  # check the file as written to disk
         found = {entry.domain: entry.version for entry in model.opset_import}.get("")
         if found != opset:
             raise ValueError(f"export.opset={opset}: the exporter wrote opset {found}; give that one")

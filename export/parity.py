@@ -1,4 +1,4 @@
-"""Does an exported file answer like PyTorch? Every test image; exactly in float32, within a drop of accuracy else."""
+"""Parity of an exported file with PyTorch on every test image: exact in float32, otherwise within an accuracy drop."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class Parity:
-    """How two sets of logits [N, classes] compare; `uncertain` are images that the difference could flip.
+    """How two sets of logits [N, classes] compare; `uncertain`: images whose class the difference could flip.
 
-    `lost` were right before and are wrong now, `gained` the other way; `mcnemar_p` is the exact test that both are as
-    likely.
+    `lost`: images that only PyTorch classifies correctly, `gained`: that only the exported file does; `mcnemar_p`:
+    p-value of the exact test that both are equally likely.
     """
 
     images: int
@@ -39,8 +39,8 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """In float32: within tolerance, and the same class for every image whose margin exceeds twice the largest
-        difference. Otherwise the interval of the accuracy's change must lie above the allowed drop."""
+        """Float32: within TOLERANCE, and the same class for every image whose margin exceeds twice the largest
+        difference. Otherwise: finite logits, and the interval of the accuracy change within the allowed drop."""
         if self.allowed_drop is not None:
             return math.isfinite(self.max_logit_difference) and self.accuracy_change.low >= -self.allowed_drop
         return self.max_logit_difference <= TOLERANCE and set(self.disagreeing) <= set(self.uncertain)
@@ -60,9 +60,9 @@ class Parity:
 def compare_logits(
     logits: np.ndarray, reference: np.ndarray, labels: np.ndarray, allowed_drop: float | None = None
 ) -> Parity:
-    """`logits` against `reference`, both [N, classes]; a number that is none counts as an infinite difference.
+    """Compare `logits` with `reference`, both [N, classes], `labels` [N]; NaN counts as an infinite difference.
 
-    `allowed_drop`: of accuracy, for what is not meant to be exact; None: float32 against float32.
+    `allowed_drop`: allowed drop in accuracy, 0 to 1, for files that are not exact; None for float32 files.
     """
     difference = np.abs(logits.astype(np.float64) - reference)
     largest = float(np.where(np.isfinite(difference), difference, np.inf).max())
@@ -81,7 +81,7 @@ def compare_logits(
         uncertain=np.flatnonzero(margin <= 2 * largest).tolist(),
         lost=lost,
         gained=gained,
-        # Paired by image: most agree, so its interval is far shorter than that of either accuracy.
+        # Paired by image: most agree, so the interval is far narrower than that of either accuracy.
         accuracy_change=mean_interval((right.astype(float) - was_right).tolist()),
         mcnemar_p=float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0,
         allowed_drop=allowed_drop,
@@ -91,7 +91,7 @@ def compare_logits(
 def predict_all(
     predict: Predict, images: np.ndarray, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> np.ndarray:
-    """Logits [N, classes] of all images, in batches."""
+    """Logits [N, classes] of all images, computed in batches; `progress` gets (images done, images in all)."""
     found = []
     for i in range(0, len(images), BATCH):
         found.append(predict(images[i : i + BATCH]))
@@ -109,9 +109,9 @@ def confusion_counts(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def confident_mistakes(
     logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], count: int = 18
 ) -> list[dict[str, Any]]:
-    """Of the images that are classified wrongly those with the highest probability of the wrong class, highest first.
+    """The `count` misclassified images with the highest softmax probability of the wrong class, highest first.
 
-    Row in the part, true and predicted class by name, softmax probability.
+    Each with its row in the split, the names of the true and the predicted class, and that probability.
     """
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = exponentials.max(1) / exponentials.sum(1)

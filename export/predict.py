@@ -1,7 +1,7 @@
 """python -m export.predict model=FILE image=FILE: classify images with an exported model.
 
-Prints a line an image: file, class, probability. `model` is a file of exported/<id>/ (its manifest.json beside it says
-classes and normalisation); several images are written image=[FILE,FILE]. Images of another size are resized.
+Prints one line per image: file, class, probability. `model` is a file in exported/<id>/, whose manifest.json has the
+classes and the normalisation. Several images: image=[FILE,FILE]. Images of another size are resized.
 """
 
 import sys
@@ -19,7 +19,7 @@ from harness.run.manifest import Manifest
 class Predict(Strict):
     model: Path = Field(description="exported file: .onnx or .safetensors, with manifest.json beside it")
     image: list[Path] = Field(description="one image, or [FILE,FILE,...]", min_length=1)
-    threads: int | None = Field(None, ge=1, description="of CPU work; default: the cores")
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: one per usable core")
 
     @field_validator("image", mode="before")
     @classmethod
@@ -62,7 +62,7 @@ def predict_images(config: Predict) -> int:
 
 
 def read_manifest(model: Path) -> Manifest:
-    """The manifest beside an exported file; BadInput where there is none or it does not know the file."""
+    """The manifest beside an exported file. Raises BadInput where there is none or it does not list the file."""
     try:
         manifest = Manifest.read(model.parent / "manifest.json")
     except (OSError, ValueError) as error:

@@ -1,8 +1,8 @@
-"""Eight-bit integers for convolutions and matrix products: static quantisation with calibrated ranges.
+"""Quantises convolutions and matrix products to eight bits: static quantisation with calibrated ranges.
 
-onnxruntime's own quantiser does it: QuantizeLinear and DequantizeLinear around the operators (QDQ), weights int8 with a
-scale for each output channel, activations uint8 with the range seen on training images. Layers that cost too much
-accuracy stay in float32: which ones is measured, the most harmful first.
+Uses onnxruntime's quantiser: QuantizeLinear and DequantizeLinear around the operators (QDQ), int8 weights with one
+scale per output channel, uint8 activations with the range observed on training images. Layers that cost too much
+accuracy stay in float32, the most harmful first, by measurement.
 """
 
 import logging
@@ -25,7 +25,7 @@ Score = Callable[[onnx.ModelProto], float]
 
 
 class NotPossible(Exception):
-    """This network has no such format within what is allowed."""
+    """This network cannot be exported in this format here, or not within the allowed accuracy drop."""
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
@@ -38,22 +38,22 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
 
 
 class Quantizer:
-    """A float32 model with input `images`, prepared once in a `folder` of its own; `calibration`: training images as
-    the model takes them."""
+    """Quantises a float32 model with input `images`, prepared once in an empty `folder`; `calibration`: training images
+    in the model's input format."""
 
     def __init__(self, model: onnx.ModelProto, calibration: np.ndarray, folder: Path):
         self.calibration, self.folder = calibration, folder
-        onnx.save(model, folder / "given.onnx")  # given in memory, its weights would go astray
+        onnx.save(model, folder / "given.onnx")  # a model passed in memory would lose its weights
         quant_pre_process(folder / "given.onnx", folder / "prepared.onnx", skip_symbolic_shape=True)
         self.model = onnx.load(folder / "prepared.onnx")
-        self.ranges = folder / "ranges.json"  # calibration runs once, however often layers are chosen anew
+        self.ranges = folder / "ranges.json"  # cached: calibration runs once for all selections of layers
         self.layers = [node.name for node in self.model.graph.node if node.op_type in QUANTISED]
 
     def quantized(self, layers: Collection[str]) -> onnx.ModelProto:
         """The model with these layers in int8."""
         to = self.folder / "quantized.onnx"
         level = logging.root.level
-        logging.root.setLevel(logging.ERROR)  # it advises what has been done
+        logging.root.setLevel(logging.ERROR)  # it advises pre-processing, which is done
         try:
             quantize_static(
                 self.folder / "prepared.onnx",
@@ -73,7 +73,7 @@ class Quantizer:
         return onnx.load(to)
 
     def by_harm(self) -> list[str]:
-        """Layers, first the one that changes the logits of the calibration images most when it alone is in int8."""
+        """Layers by how much each, alone in int8, changes the logits of the calibration images; most harmful first."""
         images = self.calibration[:256]
         reference = onnxruntime_logits(self.model, images)
         harm = {
@@ -86,9 +86,9 @@ class Quantizer:
 def quantize(
     model: onnx.ModelProto, calibration: np.ndarray, score: Score, least: float
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """The model with as many layers in int8 as leave `score` (the more the better) at `least`; and those that stay.
+    """The model with as many int8 layers as keep `score` (higher is better) at `least` or above; its float32 layers.
 
-    Raises NotPossible where not even one layer may be quantised.
+    Raises NotPossible where no layer can be quantised.
     """
     with tempfile.TemporaryDirectory() as folder:
         quantizer = Quantizer(model, calibration, Path(folder))
@@ -113,7 +113,7 @@ def onnxruntime_logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray
 
 
 def has_vnni() -> bool:
-    """Whether this CPU sums products of eight-bit integers without saturation; else weights get seven bits."""
+    """Whether this CPU sums products of eight-bit integers without saturation; if not, weights get seven bits."""
     import torch
 
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

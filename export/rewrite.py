@@ -1,7 +1,7 @@
-"""ONNX graphs rewritten for onnxruntime: operators that it has no fast kernel for become ones that it has, exactly.
+"""Rewrites ONNX graphs for onnxruntime: operators without a fast kernel become equivalent ones that have one.
 
-Each rule is an identity of real numbers; what rounding makes of it is bounded in the tests and checked on every test
-image after each export.
+Each rule is exact in real arithmetic; its rounding error is bounded in the tests and checked on every test image after
+each export.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import onnx
 from onnxscript import rewriter
 from onnxscript.rewriter import pattern
 
-CUT = 20.0  # from there on mish(x) == x in float32
+CUT = 20.0  # from here on mish(x) == x in float32
 
 
 def _mish(op: Any, x: Any) -> Any:
@@ -25,11 +25,11 @@ def _mish_by_one_exponential(op: Any, x: Any) -> Any:
     return op.Mul(x, op.Div(n, op.Add(n, two)))
 
 
-# onnxruntime's Mish on CPU takes twice the time of all that surrounds it.
+# onnxruntime's Mish on CPU takes twice the time of the rest of the network.
 RULES = pattern.RewriteRuleSet([pattern.RewriteRule(_mish, _mish_by_one_exponential)])
 
 
 def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same function of the same inputs; a new model."""
+    """A new model that computes the same function, rewritten by RULES."""
     rewritten: onnx.ModelProto = rewriter.rewrite(model, RULES)
     return rewritten

@@ -1,8 +1,8 @@
-"""python -m harness.inspect run=DIR image=FILE: what a trained network sees in an image.
+"""python -m harness.inspect run=DIR image=FILE: filters, activations and predicted classes of a network for an image.
 
-Writes run/inspect/<trial>/<image>/: filters.png, the filters of the first convolution; first.png and last.png, what the
-first and the last convolution answer to the image. Prints the predicted classes. Works with every architecture that has
-a convolution; the trial is the winner unless another is named. Images of another size are resized.
+Writes run/inspect/<trial>/<image>/: filters.png, the filters of the first convolution; first.png and last.png, the
+outputs of the first and the last convolution. Prints the predicted classes. Works with every architecture that has a
+convolution; the trial is the winner unless another is named. Images of another size are resized.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The stages of a run in order: search, confirm, export, benchmark, report; and the same from Python.
+"""Runs the stages of a run in order: search, confirm, export, benchmark, report; with functions for use from Python.
 
 from harness import open_run, tune
 run = tune("quick", run="runs/first", search={"samples": 2})
@@ -39,7 +39,7 @@ Section = Mapping[str, Any] | Strict  # the keys of a section: trial={"epochs": 
 def tune(
     space: "str | Path | Space", *, run: Path | str | None = None, stages: list[str] | None = None, **sections: Section
 ) -> "OpenRun":
-    """What `python -m harness.tune` does: the stages that are missing; returns the run.
+    """Run the missing stages, as `python -m harness.tune` does; returns the run.
 
     `space`: a name, a FILE.py or a Space. `sections`: trial, data, search, resources, export, benchmark, with the keys
     of the command line. Raises BadInput for bad input, RuntimeError where a trial or a stage failed.
@@ -60,7 +60,11 @@ def tune(
 
 
 def export(run: Path | str, **settings: Any) -> dict[str, Path]:
-    """What `python -m export` does, with the keys of `export.`; returns the winner's files by name."""
+    """Export the winner, as `python -m export` does; `settings`: the keys of `export.`; returns its files by name.
+
+    Raises BadInput where `run` is not a run directory or is in use, RuntimeError where nothing has finished or parity
+    fails.
+    """
     from export.exporter import export_winner
     from harness.reporting.opened import open_run
 
@@ -71,7 +75,11 @@ def export(run: Path | str, **settings: Any) -> dict[str, Path]:
 
 
 def benchmark(run: Path | str, **settings: Any) -> "OpenRun":
-    """What `python -m benchmarks` does, with the keys of `benchmark.`; returns the run."""
+    """Benchmark the export, as `python -m benchmarks` does; `settings`: the keys of `benchmark.`; returns the run.
+
+    Raises BadInput where `run` is not a run directory, is in use, or the settings cannot be measured here, RuntimeError
+    where nothing is exported.
+    """
     from benchmarks.inference.runner import benchmark_exported
     from harness.reporting.opened import open_run
 
@@ -92,7 +100,7 @@ def _working_on(run: "RunDirectory") -> "Iterator[Progress]":
 
 
 def run_stages(resolved: Resolved) -> int:
-    """Check everything, then run the stages; returns the exit code."""
+    """Check everything, then run the stages; returns the exit code. Raises BadInput where a check fails."""
     from harness.data.dataset import load_dataset
     from harness.run.directory import RunDirectory
     from harness.run.progress import Progress
@@ -110,7 +118,7 @@ def run_stages(resolved: Resolved) -> int:
         )
     generator = TrialGenerator(resolved, data.fingerprint)
     check_trials(generator, run)
-    generator.search_trials()  # BadInput for variants and grids that cannot be
+    generator.search_trials()  # raises BadInput for equal variants and impossible grids
     check_networks(resolved, generator, data)
     if config.dry_run:
         from harness.search.estimate import print_estimate
@@ -124,7 +132,7 @@ def run_stages(resolved: Resolved) -> int:
             from harness.search.allocation import Allocation
             from harness.search.cluster import cluster
 
-            nodes = stack.enter_context(cluster(config.resources))  # a wrong address is an error before any file
+            nodes = stack.enter_context(cluster(config.resources))  # a wrong address fails before any file is written
             Allocation.of(config.resources, nodes, 1)
         stack.enter_context(run.locked())
         _begin(resolved, generator, data, run, progress)
@@ -148,7 +156,7 @@ def run_stages(resolved: Resolved) -> int:
 def _begin(
     resolved: Resolved, generator: TrialGenerator, data: "Dataset", run: "RunDirectory", progress: "Progress"
 ) -> None:
-    """Write run.json, and set aside what is corrupt; BadInput where trials were trained by other code."""
+    """Write run.json and remove corrupt trial records. Raises BadInput where trials were trained with other code."""
     from harness.run import gpus
 
     config = resolved.config
@@ -157,7 +165,7 @@ def _begin(
     progress.log = run.path / "run.log"
     progress.line(f"run {run.path}")
     if reason := gpus.unusable():
-        progress.line(f"warning: {reason}; all runs on the CPU")
+        progress.line(f"warning: {reason}; everything runs on the CPU")
     run.print_notices(progress.line)
     run.set_aside_corrupt()
     run.write_trials_csv()
@@ -167,7 +175,7 @@ def _begin(
 
 
 def run_stage(stage: str, generator: TrialGenerator, run: "RunDirectory", progress: "Progress") -> None:
-    """One stage: it reads what earlier ones left in the run directory and adds what is missing."""
+    """Run one stage: read the results of earlier stages in the run directory and add those that are missing."""
     config = generator.resolved.config
     if stage in ("search", "confirm"):
         from harness.search.stages import confirm_stage, search_stage
@@ -191,7 +199,7 @@ def run_stage(stage: str, generator: TrialGenerator, run: "RunDirectory", progre
 
 
 def report_outcome(run: "RunDirectory", config: Tune, failed: list[str], seconds: float, progress: "Progress") -> int:
-    """Say how the command ended; returns the exit code."""
+    """Log how the command ended; returns the exit code."""
     from harness.run.progress import duration
     from harness.stats.ranking import rank
 
@@ -207,7 +215,7 @@ def report_outcome(run: "RunDirectory", config: Tune, failed: list[str], seconds
         if tests:
             text += f", test accuracy {sum(tests) / len(tests):.4f}"
         ties = sum(one.tied for one in ranked)
-        text += f"; {ties} others cannot be told apart from it" if ties and best.estimate.n > 1 else ""
+        text += f"; {ties} more tied with it at 95 %" if ties and best.estimate.n > 1 else ""
         progress.line(text)
     progress.line(f"done in {duration(seconds)}" + (f"; failed stages: {', '.join(failed)}" if failed else ""))
     if "report" in config.stages and "report" not in failed:

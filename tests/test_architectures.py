@@ -164,7 +164,7 @@ def test_transfer_takes_a_state_dict_but_its_head(tmp_path):
         build("transfer", weights=str(tmp_path / "wrong.safetensors"))
 
     save_file(torchvision.models.resnet34().state_dict(), tmp_path / "deeper.safetensors")
-    with pytest.raises(BadInput, match=r"layer1\.2\.\S+ is of shape \S+.*, ResNet-18 has none of that name"):
+    with pytest.raises(BadInput, match=r"layer1\.2\.\S+ is of shape \S+.*, ResNet-18 has no tensor of that name"):
         build("transfer", weights=str(tmp_path / "deeper.safetensors"))
 
 
@@ -182,7 +182,7 @@ def test_weights_that_are_none(tmp_path, name):
         torch.save([torch.zeros(3)], file)
     if name == "numbers.pt":
         torch.save({"conv1.weight": 3}, file)
-    with pytest.raises(BadInput, match=rf"weights={file}: is no state dict that can be read"):
+    with pytest.raises(BadInput, match=rf"weights={file}: cannot be read as a state dict"):
         build("transfer", weights=str(file))
 
 

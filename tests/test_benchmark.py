@@ -304,7 +304,7 @@ def test_what_to_ship():
 def test_equally_fast_ones_are_called_so():
     told = verdict.decide(summary_of({REFERENCE: 400.0, "a": 800.0, "b": 801.0}), Benchmark(), REFERENCE, AGAIN)
     assert told.tied == [{"a": "b", "b": "a"}[told.ship["backend"]]]
-    assert "cannot be told apart" in told.sentence
+    assert "cannot be distinguished" in told.sentence
 
 
 def test_replicates_not_rounds_make_the_interval():

@@ -61,7 +61,7 @@ BAD = {
     "space=quick trial.epochs=": r"trial\.epochs=: the value is empty",
     "space=quick trial.epochs": r"trial\.epochs: not of the form key=value",
     "space=quick trial.epochs=1 trial.epochs=2": r"trial\.epochs=2: trial\.epochs is given twice",
-    "trial.epochs=1": r"space=: which space\? give space=NAME",
+    "trial.epochs=1": r"space=: is missing; give space=NAME",
     "space=quick trial.optimizer.name=sdg": r"trial\.optimizer\.name=sdg: input should be 'sgd', 'adam' or 'adamw'",
     "space=quick trial.optimizer.nesterov=true": r"nesterov needs optimizer\.name=sgd",
     "space=quick trial.normalization.std=[0,1,1]": r"trial\.normalization\.std=.*above 0",

@@ -105,7 +105,7 @@ def test_sigterm_and_sigint_end_with_their_codes(tmp_path):
         _, errors = process.communicate(timeout=60)
         assert process.returncode == code, errors
         assert time.monotonic() - started < 15
-        assert "the same command continues" in errors
+        assert "run the same command again to continue" in errors
 
 
 def test_cluster_of_two_nodes(tmp_path):

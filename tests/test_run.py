@@ -47,7 +47,7 @@ def test_every_file_is_there_and_agrees(small_run):
     assert set(table.index) == {r.id for r in trials}
     for record in trials:
         assert table.loc[record.id, "metrics.val_accuracy"] == pytest.approx(record.metrics.val_accuracy)
-        assert table.loc[record.id, "config.optimizer.lr"] == record.config["optimizer"]["lr"]
+        assert table.loc[record.id, "trial.optimizer.lr"] == record.config["optimizer"]["lr"]
 
 
 def test_the_test_set_is_read_for_the_confirmed_winner_alone(small_run):
@@ -195,7 +195,7 @@ def test_results_go_on_without_their_weights(small_run, tmp_path):
     assert (tmp_path / "run" / "report" / "index.html").is_file()
     done = command(*SMALL_RUN, "stages=[export]", cwd=tmp_path)
     assert done.returncode == 1
-    assert "only the trial's results are here; remove" in done.stdout
+    assert "the weights are missing; remove" in done.stdout
 
 
 def test_a_variant_that_changed_is_refused(tmp_path):
@@ -216,7 +216,7 @@ def test_a_variant_that_changed_is_refused(tmp_path):
             path.unlink()
     done = command(*arguments, "data.limit=30", cwd=tmp_path)
     assert done.returncode == 2, done.stdout
-    assert "is of other images" in done.stderr
+    assert "was trained on other images" in done.stderr
     assert written(tmp_path / "run") == before
 
 
@@ -224,7 +224,7 @@ def test_other_data_under_the_same_run_is_refused(small_run):
     run, _ = small_run
     done = command(*SMALL_RUN, "data.limit=30", cwd=run.parent)
     assert done.returncode == 2
-    assert "holds another space, other trial.* or other data.* values" in done.stderr
+    assert "has another space, other trial.* or other data.* values" in done.stderr
     done = command(*SMALL_RUN, "trial.epochs=3", cwd=run.parent)
     assert done.returncode == 2
 
@@ -236,7 +236,7 @@ def test_trials_of_other_code_are_refused_unless_accepted(tmp_path):
     arguments = [*SMALL_RUN, f"trial.architecture={net}", "search.samples=1", "stages=[search]"]
     assert command(*arguments, cwd=tmp_path).returncode == 0
     (before,) = records(tmp_path / "run")
-    net.write_text(net.read_text() + "# changed\n")
+    net.write_text(net.read_text() + "\n\nCHANGED = True\n")
     arguments[-2] = "search.samples=2"
     refused = command(*arguments, cwd=tmp_path)
     assert refused.returncode == 2

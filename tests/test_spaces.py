@@ -55,6 +55,14 @@ def test_sample_is_the_same_draw_however_many_there_are():
     assert planner(**{"search.seed": 1}).sample(3) != planner().sample(3)
 
 
+def test_keys_are_those_of_the_command_line():
+    """With `trial.` or without: the same trials, the same draws."""
+    short = Space(trial={"epochs": 3}, parameters={"optimizer.lr": Choice([0.1])}, variants={})
+    full = Space(trial={"trial.epochs": 3}, parameters={"trial.optimizer.lr": Choice([0.1])})
+    assert short == full
+    assert Space(trial={}, variants={"a": {"trial.epochs": 1}}).variants == {"a": {"epochs": 1}}
+
+
 def test_draws_stay_in_range():
     import random
 
@@ -208,7 +216,7 @@ def test_variants_that_are_the_same_are_refused(tmp_path):
         ({"metric": "val_accuracy"}, "choose test_accuracy or gap"),
         ({"margin": 0.0}, "fraction above 0"),
         ({"than": "a"}, "with itself"),
-        ({"than": "c"}, "c, which is none of the variants"),
+        ({"than": "c"}, "c, which the space has no variant of"),
     ],
 )
 def test_claims_that_cannot_be_judged(claim, told):

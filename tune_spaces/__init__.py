@@ -1,12 +1,12 @@
-"""What to try, as plain data: `tune_spaces/<name>.py` has `SPACE = Space(...)`; the file name is `space=<name>`.
+"""Spaces as plain data: `tune_spaces/<name>.py` has `SPACE = Space(...)`; `space=<name>` selects it.
 
-Two kinds of space share this vocabulary:
+There are two kinds of space:
 
 - an ablation: `variants` names changes to one base; each variant is trained with several seeds;
 - a search: `parameters` gives distributions; sample 0 is the base itself, sample i is always the same draw.
 
-A space with neither is one configuration. Keys are those of the command line without the leading `trial.`:
-`optimizer.lr`, `options.kernel_size`, `epochs`. Nothing here knows how trials are run.
+A space with neither is one configuration. Keys are those of the command line; the leading `trial.` may be left out:
+`optimizer.lr`, `options.kernel_size`, `epochs`. This package does not depend on how trials are run.
 """
 
 import math
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Uniform:
-    """A float drawn evenly between `low` and `high`."""
+    """A float drawn uniformly between `low` and `high`. Raises ValueError where low >= high."""
 
     low: float
     high: float
@@ -33,7 +33,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class LogUniform:
-    """A positive float whose logarithm is drawn evenly between those of `low` and `high`."""
+    """A positive float whose logarithm is drawn uniformly. Raises ValueError unless 0 < low < high."""
 
     low: float
     high: float
@@ -48,7 +48,7 @@ class LogUniform:
 
 @dataclass(frozen=True)
 class Integer:
-    """A whole number from `low` to `high`, both included."""
+    """An integer from `low` to `high`, both included. Raises ValueError where low > high."""
 
     low: int
     high: int
@@ -67,7 +67,7 @@ class Integer:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of `values`, each as likely."""
+    """One of `values`, all equally likely. Raises ValueError where there are none."""
 
     values: Sequence[Any]
 
@@ -81,12 +81,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Claim:
-    """That one variant is better than another, for the report to judge: `says` is the claim in words.
+    """A claim that `variant` is better than `than`, which the report tests; `says` is the claim in words.
 
-    `metric`: test_accuracy, or gap (training minus test accuracy: how much the network overfits), of which less is
-    better; the training accuracy is that of the steps since the validation before, so it compares trials that keep the
-    weights of the same epoch. `margin`: the claim is that the two are as good, to within so much (a fraction) either
-    way.
+    `metric`: test_accuracy, or gap (training minus test accuracy, a measure of overfitting; less is better). Training
+    accuracy is over the steps since the previous validation, so compare only trials that keep the weights of the same
+    epoch. `margin`: claims instead that the two differ by less than this fraction. Raises ValueError where a value is
+    invalid.
     """
 
     says: str
@@ -105,8 +105,13 @@ class Claim:
 
     @property
     def higher(self) -> bool:
-        """Whether more of the metric is better."""
+        """Whether a higher metric is better."""
         return self.metric != "gap"
+
+
+def _without_prefix(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the leading `trial.` of keys, which spaces may write as on the command line."""
+    return {key.removeprefix("trial."): value for key, value in changes.items()}
 
 
 Domain = Uniform | LogUniform | Integer | Choice
@@ -117,8 +122,9 @@ class Space:
     """A base configuration and what is tried around it.
 
     `trial`, `data`, `search`: values that differ from the harness's defaults, by dotted key. `parameters`: what a
-    search draws, by key of `trial`. `variants`: named changes to `trial`. `claims`: which of them are compared; without
-    any, each with the first. `published`: test accuracies that others report for variants, as fractions.
+    search draws, by key of `trial`. `variants`: named changes to `trial`. `claims`: comparisons of variants; without
+    claims, each variant is compared with the first. `published`: published test accuracies of variants, as fractions.
+    Raises ValueError where a variant is unknown, or where there are both parameters and variants.
     """
 
     trial: Mapping[str, Any]
@@ -129,9 +135,12 @@ class Space:
     claims: Sequence[Claim] = ()
     published: Mapping[str, float] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        for name in ("trial", "parameters"):
+            object.__setattr__(self, name, _without_prefix(getattr(self, name)))
+        object.__setattr__(self, "variants", {name: _without_prefix(one) for name, one in self.variants.items()})
         named = {*self.published, *(name for claim in self.claims for name in (claim.variant, claim.than))}
         if unknown := sorted(named - set(self.variants)):
-            raise ValueError(f"claims and published name {', '.join(unknown)}, which is none of the variants")
+            raise ValueError(f"claims and published name {', '.join(unknown)}, which the space has no variant of")
         if self.parameters and self.variants:
             raise ValueError("a space has either parameters (a search) or variants (an ablation), not both")

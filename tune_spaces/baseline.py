@@ -1,4 +1,4 @@
-"""The report's baseline as published; `search.samples=8` searches rate, batch size, momentum and decay around it.
+"""The report's baseline as published; `search.samples=8` searches learning rate, batch size, momentum and decay.
 
 Expect 0.71 to 0.72 on CIFAR-10's test set within 10 epochs, about 7 minutes a trial on 2 CPU cores.
 """

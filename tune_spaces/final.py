@@ -1,6 +1,6 @@
-"""The report's final model with random horizontal flips: a search over rate, schedule, decay and smoothing.
+"""The report's final model with random horizontal flips: a search over learning rate, schedule and regularisation.
 
-The base is what was published (Adam 5e-4, batch 64, 10 epochs) plus flips, keeping the weights of the best validation:
+The base is the published one (Adam 5e-4, batch 64, 10 epochs) plus flips, and keeps the weights of the best validation:
 without flips the network overfits from the third epoch on. Expect 0.80 or more on CIFAR-10's test set from the base
 alone (`search.samples=1`), about 40 minutes a trial on 2 CPU cores.
 """

@@ -1,4 +1,4 @@
-"""The report's model 1: a search over kernel size, dropout, where batch norm stands and the optimiser's rate.
+"""The report's model 1: a search over kernel size, dropout, position of batch norm and learning rate.
 
 Expect about 0.75 on CIFAR-10's test set from the published values (`search.samples=1`); `dry_run=true` estimates 6
 minutes a trial on 2 CPU cores.

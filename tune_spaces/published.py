@@ -1,10 +1,10 @@
 """Every row of the published report as a variant, each trained with three seeds.
 
 Published test accuracies on CIFAR-10: baseline 0.7184, model1 0.755 (5x5 kernels 0.748, Adam 0.7446), model2 0.7587,
-final at least 0.80, transfer 0.898. All stop as the report does: when the oldest of the last four validation losses is
-the lowest of them. `final_flip` instead keeps the weights of its best validation over the full 10 epochs. Without
+final at least 0.80, transfer 0.898. All stop early as in the report: when the oldest of the last four validation losses
+is the lowest of them. `final_flip` instead keeps the weights of its best validation over the full 10 epochs. Without
 `transfer`, five seeds of `baseline`, `model1` and `model2` and three of `final` took two hours on 2 CPU cores
-(bfloat16, `trial.compile=kernels`); in part: `search.variants=[baseline,model1] search.seeds=1`. Measured:
+(bfloat16, `trial.compile=kernels`); for a subset: `search.variants=[baseline,model1] search.seeds=1`. Measured results:
 docs/published.md.
 """
 

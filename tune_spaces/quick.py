@@ -1,7 +1,7 @@
-"""Minutes on a laptop, without any download: the digits inside scikit-learn, a narrow `final`, four samples.
+"""A demo of minutes on a laptop without any download: scikit-learn's digits, a narrow `final`, four samples.
 
 Expect about 0.98 on the 160 test images and two to three minutes on 2 CPU cores. It exists to show every
-station of the harness, not to teach anything about digits.
+stage of the harness, not to study the digits.
 """
 
 from tune_spaces import Choice, LogUniform, Space

@@ -1,8 +1,8 @@
 """The report's task 4a: ResNet-18 from ImageNet weights on 112x112, layer4 and the head trained.
 
-Expect what was published, 0.898 on CIFAR-10's test set in one run; not measured here yet. The weights (45 MB) are
-downloaded and checked by torchvision; without a network give `trial.options.weights=FILE` or `none`. A trial is
-0.97 GFLOP an image forward: `dry_run=true` estimates 80 minutes on 2 CPU cores.
+Expect the published 0.898 on CIFAR-10's test set (one trial); not measured here yet. torchvision downloads and checks
+the weights (45 MB); without a network connection give `trial.options.weights=FILE` or `none`. The forward pass takes
+0.97 GFLOP per image; `dry_run=true` estimates 80 minutes a trial on 2 CPU cores.
 """
 
 from tune_spaces import LogUniform, Space

@@ -1,1 +1,1 @@
-"""What `python -m benchmarks.training` compares: each arm is a program that trains the trials of one Request."""
+"""Arms of `python -m benchmarks.training`: each is a program that trains the trials of one ArmRequest."""

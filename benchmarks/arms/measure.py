@@ -1,4 +1,4 @@
-"""Runs one command of an arm of benchmarks/training.py in a fresh process, with the clock around all of it."""
+"""Runs one command of an arm of benchmarks/training.py in a fresh process and times it as a whole."""
 
 import json
 import os
@@ -20,7 +20,7 @@ TOP = Path(__file__).parent.parent.parent
 
 
 class ArmRequest(Strict):
-    """What an arm is to train."""
+    """The trials that an arm trains, one per seed."""
 
     trial: Trial
     data: Data
@@ -31,8 +31,8 @@ class ArmRequest(Strict):
 
 
 class Watch(threading.Thread):
-    """Peak memory of a process and all that it started, in bytes: the proportional share of what they hold. Of the GPU
-    what all processes together take more than at the beginning."""
+    """Samples peak memory in bytes: of a process and its descendants their proportional set size (PSS), of the GPU what
+    all processes together use beyond the initial use."""
 
     def __init__(self, pid: int):
         super().__init__(daemon=True)
@@ -49,7 +49,7 @@ class Watch(threading.Thread):
             if cuda:
                 self.peak_device = max(self.peak_device, free - torch.cuda.mem_get_info()[0])
             turn += 1
-            if turn % 4:  # what follows takes a while
+            if turn % 4:  # reading PSS is slow
                 continue
             total = 0
             try:
@@ -65,11 +65,11 @@ class Watch(threading.Thread):
 
 
 def run_arm(arm: str, request: ArmRequest, log: Path) -> Json:
-    """One command of an arm, from its start to its end; the row for rounds.csv."""
+    """Run one command of an arm; returns its row of rounds.csv. Raises RuntimeError where it fails or lacks trials."""
     folder = Path(tempfile.mkdtemp(prefix="training-"))
     ours = arm.startswith("harness")
     command = harness_command(arm, request, folder) if ours else other_command(arm, request)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one device, as a plain script has
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one device, as in a plain script
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": visible}
     started, first, trials = time.perf_counter(), 0.0, list[Json]()
     with log.open("a") as errors:
@@ -87,7 +87,7 @@ def run_arm(arm: str, request: ArmRequest, log: Path) -> Json:
         assert process.stdout is not None
         for line in process.stdout:
             errors.write(line)
-            if not ours and '{"' in line:  # after the worker's name, where Ray hands its output on
+            if not ours and '{"' in line:  # Ray puts the worker's name before its output
                 first = first or time.perf_counter() - started
                 told = json.JSONDecoder().raw_decode(line[line.index('{"') :])[0]
                 trials += [told["trial"]] if "trial" in told else []
@@ -119,7 +119,7 @@ def run_arm(arm: str, request: ArmRequest, log: Path) -> Json:
 
 
 def harness_command(arm: str, request: ArmRequest, folder: Path) -> list[str]:
-    """Python -m harness.tune with the request's trials, whose samples differ by their seed alone."""
+    """Arguments of Python for harness.tune with the request's trials: samples that differ only in their seed."""
     own = flatten(request.trial.model_dump(mode="json", exclude_defaults=True), keep_lists=True)
     rates = f"{{'optimizer.lr': Choice([{request.trial.optimizer.lr}])}}"
     (folder / "space.py").write_text(
@@ -136,7 +136,7 @@ def other_command(arm: str, request: ArmRequest) -> list[str]:
 
 
 def harness_trials(run: RunDirectory) -> tuple[list[Json], Json]:
-    """(each trial's figures; the execution plans, and seconds by kind of work of all workers together)"""
+    """(figures of each trial; the execution plans, and seconds by kind of work summed over trials)"""
     trials, ledger = list[Json](), dict[str, float]()
     for record in run.trials():
         timing = record.timing
@@ -150,7 +150,7 @@ def harness_trials(run: RunDirectory) -> tuple[list[Json], Json]:
 
 
 def share_of_device(arm: str) -> list[str]:
-    """Keys that give a trial of `harness_N` its part of the device."""
+    """Arguments that give each trial of `harness_N` its share of the device."""
     import torch
 
     if "_" not in arm:
@@ -162,7 +162,7 @@ def share_of_device(arm: str) -> list[str]:
 
 
 def trials_at_once(arm: str, trials: list[Json]) -> int:
-    """How many trials trained side by side; the tutorial gives each two CPUs, a plain script trains one by one."""
+    """Number of concurrent trials; the tutorial gives each trial two CPUs, a plain script trains one by one."""
     if arm == "ray_tutorial" and not trials[0].get("cuda"):
         return max(1, min(len(trials), system.environment().cores // 2))
     if not arm.startswith("harness"):

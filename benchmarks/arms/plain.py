@@ -1,4 +1,4 @@
-"""The trials of an ArmRequest in plain PyTorch, one after another; a line of JSON on standard output follows each."""
+"""Trains an ArmRequest in plain PyTorch, one trial after another; prints each validation and trial as a JSON line."""
 
 import json
 import sys

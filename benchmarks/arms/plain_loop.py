@@ -1,7 +1,7 @@
-"""Plain PyTorch as people write it: DataLoader, per-image PIL transforms, float32, eager, `loss.item()` each step.
+"""A typical plain PyTorch script: DataLoader, per-image PIL transforms, float32, eager, `loss.item()` each step.
 
-The images come decoded, as torchvision.datasets.CIFAR10 holds them, and every trial is built in one process; both are
-kinder than many scripts.
+The images are already decoded, as in torchvision.datasets.CIFAR10, and all trials run in one process; both make it
+faster than many scripts.
 """
 
 import time
@@ -20,7 +20,7 @@ from harness.training.network import build_network
 
 
 class Images(Dataset):
-    """(image, label) pairs of a part, as torchvision's in-memory data sets give them."""
+    """(image, label) pairs of a split, as in torchvision's in-memory data sets."""
 
     def __init__(self, part: Split, transform: Callable):
         self.images, self.labels = part.images[part.rows], part.labels[part.rows]
@@ -49,7 +49,7 @@ Report = Callable[[dict[str, float], nn.Module, torch.optim.Optimizer], Any]
 
 
 def train_plainly(request: ArmRequest, seed: int, workers: int, report: Report) -> dict[str, Any]:
-    """One trial; `report` gets each validation, the network and its optimiser."""
+    """Train one trial; `report` gets each validation, the network and its optimiser."""
     trial, device = request.trial, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     training, validation = loaders(request, workers)
@@ -91,7 +91,7 @@ def train_plainly(request: ArmRequest, seed: int, workers: int, report: Report) 
 
 
 def precision(device: torch.device) -> str:
-    """In which convolutions, nearly all of the work, compute by PyTorch's defaults: TF32 on GPUs that have it."""
+    """Default precision of PyTorch's convolutions, nearly all of the work: TF32 on GPUs that have it, else float32."""
     if device.type != "cuda" or not torch.backends.cudnn.allow_tf32:
         return "float32"
     return "tf32" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"

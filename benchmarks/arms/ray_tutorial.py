@@ -1,7 +1,7 @@
-"""The plain trial inside Ray Tune, the way PyTorch's tutorial on hyperparameter tuning does it.
+"""The plain trial inside Ray Tune, as in PyTorch's tutorial on hyperparameter tuning.
 
-A function trainable that loads its data anew, eight loader workers, two CPUs a trial (and a share of a GPU where there
-is one), and after each epoch a pickled checkpoint that is reported with the metrics.
+A function trainable that loads its own data, with eight loader workers and two CPUs per trial (and a GPU if the machine
+has one); after each epoch it reports a pickled checkpoint with the metrics.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the rounds of benchmarks/training.py amount to: ratios, accuracies, and model FLOPs utilisation (MFU)."""
+"""Summarises the rounds of benchmarks/training.py: ratios, accuracies, and model FLOPs utilisation (MFU)."""
 
 import time
 from typing import TYPE_CHECKING
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def matrix_product_rates() -> dict[str, float]:
-    """FLOP/s of matrix products on the first device by precision: the best of many, of several sizes.
+    """Peak FLOP/s of matrix products on the first device by precision: the best of many products of several sizes.
 
-    On CPU with all threads at once or with one, times the cores: whichever is more, as trials may use either. tf32: of
-    float32 numbers on CUDA, as PyTorch's convolutions compute by default; float32 is float32 there too.
+    On CPU the higher of all threads at once, and one thread times their number, as trials may use either. tf32: float32
+    matrices on CUDA, as PyTorch's convolutions compute by default; float32 is full float32 there too.
     """
     import torch
 
@@ -40,7 +40,7 @@ def matrix_product_rates() -> dict[str, float]:
 
 
 def summarize_arms(rows: list[Json], flop: dict[str, float], rates: dict[str, float]) -> "pandas.DataFrame":
-    """A row an arm: medians, ratio of trials per hour to the plain arm's round by round, accuracy against plain's."""
+    """One row per arm: medians, ratio of trials per hour to the plain arm's paired by round, change in accuracy."""
     import pandas as pd
 
     from harness.stats.intervals import difference_interval, mean_interval, ratio_interval

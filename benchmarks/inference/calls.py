@@ -1,6 +1,6 @@
-"""How the calls of an arm are timed: with host arrays, or with images and logits that stay on the device.
+"""Times the calls of an arm: with host arrays, or with images and logits that stay on the device.
 
-torch is imported where tensors are asked for: it would count as memory of a runtime that does without.
+torch is imported only where tensors are used: it would count towards the memory of a runtime that does not need it.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from export.runtimes import Served, Unavailable
 
 @dataclass(frozen=True)
 class Timed:
-    """Of each call: seconds by the host's clock and by the device's where it has one, and the logits [B, classes]."""
+    """Per call: seconds by the host's clock, by the device's clock if it has one, and the logits [B, classes]."""
 
     seconds: list[float]
     event_seconds: list[float]
@@ -25,12 +25,15 @@ class Timed:
 
 
 def timed(predict: Any, scope: str, device: str, batches: Sequence[Any]) -> Timed:
-    """Call an arm with each batch; `batches` are arrays, or tensors on the device where that is the `scope`."""
+    """Time a call with each of the `batches`: arrays for scope host, tensors on the device for scope device.
+
+    Raises Unavailable where an arm that takes only host arrays is to be timed on the device.
+    """
     return _on_host(predict, batches) if scope == "host" else _on_device(predict, device, batches)
 
 
 def _on_host(predict: Callable[[np.ndarray], np.ndarray], batches: Sequence[np.ndarray]) -> Timed:
-    """A call is over when it returns."""
+    """A call ends when it returns."""
     clock, taken, found = time.perf_counter_ns, [], []
     for batch in batches:
         before = clock()
@@ -41,8 +44,8 @@ def _on_host(predict: Callable[[np.ndarray], np.ndarray], batches: Sequence[np.n
 
 
 def _on_device(predict: Any, device: str, batches: Sequence[Any]) -> Timed:
-    """A call is over when all is done that the device was given, whichever stream the runtime uses. CUDA events around
-    it are a second clock."""
+    """A call ends when the device has finished all its work, on whichever stream the runtime uses. CUDA events around
+    the call are a second clock."""
     if not hasattr(predict, "on_device"):
         raise Unavailable("takes host arrays alone")
     clock, call, taken, seconds, found = time.perf_counter_ns, predict.on_device, [], [], []
@@ -52,13 +55,13 @@ def _on_device(predict: Any, device: str, batches: Sequence[Any]) -> Timed:
         with around:
             logits = call(batch)
         taken.append(clock() - before)
-        found.append(logits.clone())  # the runtime may use its memory again
+        found.append(logits.clone())  # the runtime may reuse their memory
         seconds += [around.seconds()] if device == "cuda" else []
     return Timed([nanoseconds * 1e-9 for nanoseconds in taken], seconds, [logits.cpu().numpy() for logits in found])
 
 
 class _Events:
-    """CUDA events before and after what is within; leaving waits for the device. Made before anything is timed: the
+    """CUDA events around a block, which waits for the device at its end. Recorded once before anything is timed: the
     first record of an event creates it."""
 
     def __init__(self):
@@ -81,7 +84,8 @@ class _Events:
 
 
 def to_labels(predict: Any, artifact: Artifact, device: str) -> Any:
-    """From uint8 images [N, H, W, 3], normalised here where the file does not; the labels are made, logits returned."""
+    """Wrap `predict` to take uint8 images [N, H, W, 3], normalised here unless the file does it, and to compute labels;
+    it returns the logits."""
     normalize = {"cpu": _as_they_are, device: _as_they_are}
     if artifact.entry.input.normalized:
         import torch

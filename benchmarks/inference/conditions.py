@@ -1,4 +1,4 @@
-"""What would make a measured speed mean something else than it says: looked for before and while it is measured."""
+"""Conditions that would invalidate a measured speed: checked before and during the measurement."""
 
 import os
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from harness.config import BadInput
 
-BUSY = 0.25  # cores that others may take meanwhile before it is told
-BEYOND = 0.3  # cores more than threads were asked for
-# Settings for debugging, which change what is computed or wait where nobody would.
+BUSY = 0.25  # cores that other processes may use before it is reported
+BEYOND = 0.3  # cores that an arm may use beyond its number of threads
+# Debugging settings, which change what is computed or add waits.
 DEBUGGING = {
     "CUDA_LAUNCH_BLOCKING": "waits for each CUDA kernel",
     "TORCHDYNAMO_DISABLE": "turns torch.compile off",
@@ -23,7 +23,7 @@ DEBUGGING = {
 
 
 def check_no_debugging(environment: Mapping[str, str] = os.environ) -> None:
-    """BadInput where something set for debugging would be measured."""
+    """Raises BadInput where a debugging setting would distort the measurement."""
     for name, harm in DEBUGGING.items():
         value = environment.get(name, "")
         if value not in ("", "0"):
@@ -33,7 +33,7 @@ def check_no_debugging(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def found_precision(path: Path) -> str | None:
-    """What an exported file computes in, as far as it shows: int8, float16 or float32; None for other formats."""
+    """Precision found in an exported file: int8, float16 or float32; None for formats that are not inspected."""
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
@@ -52,14 +52,14 @@ def found_precision(path: Path) -> str | None:
 
 
 class Others:
-    """Cores that processes other than the measured one take, from the system's counters."""
+    """Cores that processes other than the measured one use, from the system's counters."""
 
     def __init__(self) -> None:
         self.before = _busy_seconds()
 
     def cores(self, own: float, seconds: float) -> float:
-        """Since the last call, of which the measured process took `own` cores for `seconds`; includes time that a
-        hypervisor gave to others."""
+        """Cores used by other processes since the last call, while the measured process used `own` cores for `seconds`;
+        includes time stolen by a hypervisor."""
         now = _busy_seconds()
         taken = now - self.before - own * seconds
         self.before = now

@@ -1,7 +1,7 @@
-"""Which operators a runtime's time goes to: where the gap between two of them comes from.
+"""Time of a runtime by operator, which explains differences in speed between runtimes.
 
-onnxruntime's own profile of its nodes, and PyTorch's profile of its operators (self time); both slow the calls down, so
-only shares are compared, never these times with the benchmark's.
+From onnxruntime's profile of its nodes and PyTorch's profile of its operators (self time). Profiling slows the calls
+down, so only shares are compared, never these times with the benchmark's.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-# What an operator does -> parts of the names that runtimes have for it, the first that fits.
+# Kind of operator -> substrings of its names in the runtimes; the first kind that matches counts.
 KINDS = {
     "to and from int8": ("quantizelinear",),
     "lookup": ("gather",),
@@ -25,13 +25,13 @@ KINDS = {
 
 
 def kind(operator: str) -> str:
-    """What it does, a key of KINDS, or other."""
+    """Kind of an operator: a key of KINDS, or other."""
     name = operator.lower()
     return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "other")
 
 
 def of_onnxruntime(path: Path, images: np.ndarray, threads: int, calls: int) -> dict[str, float]:
-    """Seconds a call by operator, from a session of its own with onnxruntime's profiler."""
+    """Seconds per call by operator, from a separate session with onnxruntime's profiler."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -48,7 +48,7 @@ def of_onnxruntime(path: Path, images: np.ndarray, threads: int, calls: int) -> 
     runs = sorted(e["ts"] for e in events if e["name"] == "model_run")
     found: dict[str, float] = {}
     for event in events:
-        # The first call is no measure: it allocates.
+        # The first call is not counted: it allocates.
         if event["cat"] == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= runs[1]:
             operator = event["args"]["op_name"]
             found[operator] = found.get(operator, 0.0) + event["dur"] * 1e-6 / calls
@@ -56,7 +56,7 @@ def of_onnxruntime(path: Path, images: np.ndarray, threads: int, calls: int) -> 
 
 
 def of_torch(call, calls: int) -> dict[str, float]:
-    """Seconds a call by operator, of any call that runs PyTorch in this process."""
+    """Seconds per call by operator, for any callable that runs PyTorch in this process."""
     from torch.profiler import ProfilerActivity, profile
 
     call()

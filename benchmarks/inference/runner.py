@@ -1,7 +1,7 @@
-"""The inference benchmark: which file, in which runtime, answers how fast, and which of them to ship.
+"""The inference benchmark: how fast each exported file is in each runtime, and which arm to ship.
 
-An arm is a file that a runtime serves. Accuracy comes before speed: an arm whose answers to the test images are not as
-they must be is listed, and not timed. sitting.py times the arms; verdict.py makes ratios and a recommendation of that.
+An arm is a file that a runtime serves. Accuracy comes before speed: an arm whose logits of the test images fail their
+check is listed but not timed. sitting.py times the arms; verdict.py computes ratios and a recommendation from that.
 """
 
 import tempfile
@@ -41,7 +41,7 @@ ROWS = "inference.csv"
 
 
 class BenchmarkState(JsonFile):
-    """benchmarked.json: how far the benchmark of a request is; `files`, once it has ended: their digests."""
+    """benchmarked.json: progress of the benchmark of a request; `files`: digests of its files, once it has ended."""
 
     request: Json
     replicates: int = 0
@@ -54,8 +54,8 @@ class BenchmarkState(JsonFile):
 def benchmark_exported(run: RunDirectory, settings: Benchmark, progress: Progress) -> None:
     """Measure the exported models of a run; writes inference.csv, inference_summary.csv and verdict.json.
 
-    Raises BadInput where what was asked for cannot be measured here, RuntimeError where nothing is exported or the
-    reference itself cannot be measured. A benchmark that was interrupted continues after its last whole replicate.
+    Raises BadInput where the settings cannot be measured here, RuntimeError where nothing is exported or the reference
+    itself cannot be measured. An interrupted benchmark resumes after its last complete replicate.
     """
     conditions.check_no_debugging()
     recorded = run.recorded()
@@ -98,7 +98,7 @@ def benchmark_exported(run: RunDirectory, settings: Benchmark, progress: Progres
 
 
 def check_possible(settings: Benchmark, manifest: Manifest, cuda: str | None) -> None:
-    """BadInput where the settings ask for what this machine or the export does not have; `cuda`: name of the GPU."""
+    """Raises BadInput where this machine or the export lacks what the settings need; `cuda`: name of the GPU."""
     if settings.device == "cuda" and cuda is None:
         raise BadInput("benchmark.device=cuda: PyTorch sees no CUDA device; use auto or cpu")
     if "device" in settings.scopes and (cuda is None or settings.device == "cpu"):
@@ -108,10 +108,10 @@ def check_possible(settings: Benchmark, manifest: Manifest, cuda: str | None) ->
 
 
 def candidate_arms(artifacts: Sequence[Artifact], settings: Benchmark, cuda: bool) -> Iterator[Arm]:
-    """Each runtime with each file of its format that takes the timed input: normalised float32 images, or uint8 ones.
+    """Each runtime with each file of its format that takes the timed input: normalised float32 images, or uint8 images.
 
     PyTorch's own file takes no uint8 images: the server process normalises them on their device. With a GPU each arm is
-    tried there, and on the CPU if it cannot use it.
+    tried there first, and on the CPU if it cannot use the GPU.
     """
     default = plugins.names("export.runtimes") if settings.full else DEFAULT
     for runtime in dict.fromkeys([REFERENCE, *(settings.runtimes or default)]):
@@ -141,13 +141,13 @@ class ArmChecker:
         self.threads, self.allowed, self.log = threads, allowed, log
 
     def checked(self, candidates: Iterator[Arm], progress: Progress) -> list[Arm]:
-        """All arms; the `note` of one that is not to be timed says why."""
+        """Check all arms; the `note` of an arm that is not to be timed says why."""
         arms: list[Arm] = []
         for arm in candidates:
             progress.status(f"benchmark: checking {arm.name} on {len(self.labels):,} test images")
             self.check(arm)
             arms.append(arm)
-            if arm.note and arm.check.device == "cuda":  # then on the CPU
+            if arm.note and arm.check.device == "cuda":  # try the CPU instead
                 arm = Arm(arm.name, Check(arm.check.artifact, arm.check.runtime, "cpu"), arm.precision)
                 self.check(arm)
                 arms.append(arm)
@@ -157,7 +157,7 @@ class ArmChecker:
         return arms
 
     def check(self, arm: Arm) -> None:
-        """Compare the arm, unless that was done before; sets its accuracy, or its note."""
+        """Check the arm, unless a stored check is still valid; sets its accuracy, or its note."""
         artifact = arm.check.artifact
         found = conditions.found_precision(artifact.path)
         if found is not None and found != artifact.entry.precision:
@@ -185,7 +185,7 @@ class ArmChecker:
 
 
 def _measure(sitting: Sitting, state: BenchmarkState, run: RunDirectory, progress: Progress) -> None:
-    """The replicates that are missing; rows and state are written after each."""
+    """Measure the missing replicates; rows and state are written after each."""
     settings = sitting.settings
     todo = range(state.replicates, settings.replicates)
     progress.line(
@@ -226,7 +226,7 @@ def _conclude(
 
 
 def _state(run: RunDirectory, request: Json) -> BenchmarkState:
-    """How far an interrupted benchmark of the same request got."""
+    """State of an earlier benchmark of the same request whose rows are intact; otherwise an empty one."""
     try:
         found = BenchmarkState.read(run.path / BENCHMARKED)
         if found.request == request and storage.is_intact(run.path / ROWS, found.rows_sha256):
@@ -237,7 +237,7 @@ def _state(run: RunDirectory, request: Json) -> BenchmarkState:
 
 
 def _rows(run: RunDirectory) -> list[Json]:
-    """Of inference.csv."""
+    """Rows of inference.csv."""
     import pandas
 
     texts = {"call_ms": str, "event_ms": str, "note": str}

@@ -1,8 +1,8 @@
-"""python -m benchmarks.inference.server: one arm of the inference benchmark in a process of its own.
+"""python -m benchmarks.inference.server: one arm of the inference benchmark in its own process.
 
-Takes a request a line on standard input (JSON: `do`, and what the method of that name takes) and answers each with one
-line. Between requests it waits in a read, so that it takes nothing from the arm whose turn it is. What an arm cannot do
-is the answer {"absent": reason}; its log is standard error.
+Reads one request per line from standard input (JSON: `do`, a method's name, and its arguments) and replies to each with
+one line. Between requests it blocks in a read, so that it takes no time from the arm being timed. The reply is
+{"absent": reason} where the arm cannot do it, {"failed": error} where it raised; the log goes to standard error.
 """
 
 import contextlib
@@ -27,18 +27,21 @@ from harness.run.storage import Json
 
 WARM_UP_CALLS, WARM_UP_SECONDS = 2, 0.2  # at least
 WARM_UP_LIMIT_SECONDS = 10.0  # after the first call, which may compile
-SETTLED = 0.1  # a block of calls that gains less on the fastest one before is no trend
-ROTATED = 1024  # inputs that calls rotate through, at least
+SETTLED = 0.1  # calls have settled if a block is faster than all before it by a smaller share
+ROTATED = 1024  # images that calls rotate through, at least
 
 
 class RuntimeServer:
-    """What the requests act on."""
+    """Serves one arm; each public method handles a request."""
 
     device = "cpu"
-    held_bytes = peak_held_bytes = 0  # of the device's memory
+    held_bytes = peak_held_bytes = 0  # of GPU memory
 
     def load(self, folder: str, name: str, runtime: str, device: str, threads: int, images: str) -> Json:
-        """Load file `name` of that folder into the runtime; `images` is the .npy file of its inputs."""
+        """Load file `name` of `folder` into the runtime; `images` is the .npy file of its inputs.
+
+        Raises Unavailable where the file is not intact, fewer than `threads` cores are usable, or the runtime cannot.
+        """
         artifact = Artifact(Path(folder), Manifest.read(Path(folder) / "manifest.json"), name)
         self.images = np.load(images, mmap_mode="c")  # writable, as PyTorch wants its inputs
         if storage.sha256(artifact.path) != artifact.entry.sha256:
@@ -57,7 +60,7 @@ class RuntimeServer:
         return told | {"scopes": ["host", "device"] if on_device else ["host"]}
 
     def answers(self, to: str, batch_size: int) -> Json:
-        """Logits [N, classes] of all images, written to the .npy file `to`."""
+        """Write the logits [N, classes] of all images to the .npy file `to`."""
         started = time.perf_counter()
         found = [
             self.predict(np.ascontiguousarray(self.images[i : i + batch_size]))
@@ -67,15 +70,15 @@ class RuntimeServer:
         return {"seconds": time.perf_counter() - started}
 
     def warm_up(self, batch_size: int, answers: str, scope: str = "host") -> Json:
-        """Call with this batch size until neither compilation nor caches change the time of a call any more.
+        """Call with this batch size until compilation and caches no longer change the time of a call.
 
-        `answers`: the .npy file of the logits that were checked; later calls are compared with them. `scope`: whether
+        `answers`: the .npy file of the checked logits, with which those of later calls are compared. `scope`: whether
         images and logits are host arrays or tensors on the device.
         """
         self.scope = scope
         self.checked = np.load(answers, mmap_mode="r")
         rotated = max(1, min(len(self.images), max(ROTATED, batch_size)) // batch_size)
-        # Few images repeat: a batch may be larger than the data set.
+        # Images repeat where a batch is larger than the data set.
         self.rows = [np.arange(i * batch_size, (i + 1) * batch_size) % len(self.images) for i in range(rotated)]
         self.batches: list[Any] = [np.ascontiguousarray(self.images[rows]) for rows in self.rows]
         if scope == "device":
@@ -91,14 +94,14 @@ class RuntimeServer:
                 break
             taken = self._calls(count).seconds
             blocks.append(sum(taken) / len(taken))
-            count = max(1, min(1000, round(WARM_UP_SECONDS / 4 / blocks[-1])))  # blocks that the clock can tell apart
+            count = max(1, min(1000, round(WARM_UP_SECONDS / 4 / blocks[-1])))  # blocks long enough for the clock
         else:
             settled = False
         return {"call_seconds": min(blocks), "settled": settled}
 
     def measure(self, calls: int) -> Json:
-        """Seconds of each of so many calls by the host's clock, on the device by its own too (`event_seconds`), and how
-        far their answers are from those that were checked."""
+        """Seconds of each of `calls` calls by the host's clock, on the device also by its own (`event_seconds`), and
+        the largest difference of their logits from the checked ones (`away`)."""
         before = time.process_time()
         started = time.perf_counter()
         first, done = self.turn, self._calls(calls)
@@ -121,9 +124,9 @@ class RuntimeServer:
         return done
 
     def serve(self, rate: float, seconds: float, seed: int) -> Json:
-        """Latencies in seconds of single images that arrive at random, `rate` a second on average (Poisson).
+        """Latencies in seconds of single images that arrive at random, `rate` per second on average (Poisson).
 
-        One is answered at a time, in order; a latency counts from the arrival, so waiting in the queue is part of it.
+        Images are processed one at a time, in order; latency counts from arrival, so it includes time in the queue.
         """
         gaps = np.random.default_rng(seed).exponential(1 / rate, max(2, round(rate * seconds)))
         arrivals, latencies = np.cumsum(gaps), []
@@ -138,7 +141,7 @@ class RuntimeServer:
         return {"latencies": latencies}
 
     def operators(self, batch_size: int, calls: int) -> Json:
-        """Seconds a call by operator; nothing where the runtime cannot tell."""
+        """Seconds per call by operator; empty where the runtime cannot be profiled."""
         from benchmarks.inference import operators
 
         images = np.ascontiguousarray(self.images[np.arange(batch_size) % len(self.images)])
@@ -150,12 +153,12 @@ class RuntimeServer:
         return {"operators": found}
 
     def memory(self) -> Json:
-        """Bytes of main memory that this process has held at most; where that is not known, that it holds now. And of
-        a GPU's memory, CUDA itself aside: it is read after each request, and runtimes give little back meanwhile."""
+        """Peak main memory of this process in bytes, or the current one where the peak is not known. On CUDA also peak
+        GPU memory, without CUDA's own: read after each request, as runtimes release little during one."""
         import psutil
 
         device = {"peak_device_bytes": self.peak_held_bytes} if self.device == "cuda" else {}
-        with contextlib.suppress(OSError):  # Linux; getrusage would count what its parent held when it was started
+        with contextlib.suppress(OSError):  # Linux; getrusage would include the parent's memory at the start
             status = Path("/proc/self/status").read_text()
             (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
             return {"peak_bytes": int(line.split()[1]) * 1024} | device
@@ -164,7 +167,7 @@ class RuntimeServer:
 
     @contextlib.contextmanager
     def watching(self, request: Mapping[str, Any]) -> Iterator[None]:
-        """Around a request: how much more of the device's memory is taken after it. Meanwhile the others wait."""
+        """Track how much GPU memory a request takes, from the free memory: other arms are idle during it."""
         self.device = request.get("device", self.device)
         if self.device != "cuda":
             yield
@@ -185,7 +188,7 @@ def usable_cores() -> int:
 
 def main() -> int:
     answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keeps what libraries print out of the replies
     arm = RuntimeServer()
     for line in sys.stdin:
         request = json.loads(line)

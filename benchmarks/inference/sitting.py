@@ -1,7 +1,7 @@
-"""One sitting of the inference benchmark: a process for each arm, and arms that take turns.
+"""One sitting of the inference benchmark: one process per arm, measured in interleaved rounds.
 
-A replicate starts every arm anew. Within it arms are measured in rounds, in an order drawn anew for each, while the
-others wait in a read; the reference runs twice, under two names.
+A replicate starts a fresh process for every arm. Within it arms are measured in rounds, in a new random order each,
+while the other arms block in a read; the reference runs twice, under two names.
 """
 
 import contextlib
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 TOP = Path(__file__).parent.parent.parent
 REFERENCE = "torch_eager"
 AGAIN = "torch_eager_again"
-EXACT = 1e-3  # how far timed logits may be from the checked ones, in float32; other precisions: a share of the largest
+EXACT = 1e-3  # allowed difference of timed from checked float32 logits; other precisions: SHARE of the largest logit
 SHARE = 0.05
 
 
 @dataclass
 class Arm:
-    """`note` says why it is not timed, if it is not."""
+    """A file that a runtime serves; `note` says why it is not timed, if so."""
 
     name: str
     check: Check
     precision: str
     note: str = ""
-    accuracy: ParityRecord | None = None  # of the check
-    images_per_second: float = 0.0  # while it was checked
+    accuracy: ParityRecord | None = None  # from the check
+    images_per_second: float = 0.0  # during the check
 
 
 class RuntimeProcess:
@@ -77,10 +77,10 @@ class RuntimeProcess:
         except BaseException:
             self.close()
             raise
-        self.scopes = self.cold.pop("scopes")  # in which it can be timed
+        self.scopes = self.cold.pop("scopes")  # in which the arm can be timed
 
     def ask(self, do: str, **request: Any) -> Json:
-        """The answer to a request; Unavailable where the arm cannot, RuntimeError where it broke."""
+        """The reply to a request. Raises Unavailable where the arm cannot do it, RuntimeError where it failed."""
         assert self.process.stdin is not None and self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps({"do": do, **request}), file=self.process.stdin, flush=True)
@@ -110,17 +110,17 @@ class RuntimeProcess:
 
 @dataclass
 class Sitting:
-    """What replicates have in common."""
+    """Arms and settings that all replicates share."""
 
     arms: list[Arm]
     images: Path
-    largest: float  # of the reference's logits
+    largest: float  # absolute value of the reference's logits
     settings: Benchmark
     threads: int
     log: Path
 
     def replicate(self, number: int, progress: "Progress") -> tuple[list[Json], list[Json], list[Json]]:
-        """Rows of inference.csv, what starting each arm cost, and of the first replicate inference_operators.csv."""
+        """Rows of inference.csv, start-up costs of each arm, and (first replicate) rows of inference_operators.csv."""
         order = random.Random(number)
         rows, profiled = list[Json](), list[Json]()
         with contextlib.ExitStack() as stack:
@@ -150,7 +150,7 @@ class Sitting:
         return rows, cold, profiled
 
     def _operators(self, worker: RuntimeProcess) -> list[Json]:
-        """Seconds a call by operator, at the batch size to recommend for."""
+        """Rows of inference_operators.csv, at the batch size that the recommendation targets."""
         batch_size, rows = self.settings.recommended_batch_size, []
         found = worker.ask("operators", batch_size=batch_size, calls=3)["operators"]
         for operator, seconds in sorted(found.items(), key=lambda item: -item[1]):
@@ -171,7 +171,7 @@ class Sitting:
         order: random.Random,
         progress: "Progress",
     ) -> list[Json]:
-        """Rows of one batch size and scope; an arm that breaks leaves `workers`, and its note says why."""
+        """Rows of one batch size and scope; an arm that fails is removed from `workers`, and its note says why."""
         rows, calls, notes = [], {}, {}
         where = f"{self._where(number)}, batch size {batch_size}, {scope}"
         for name, worker in list(workers.items()):
@@ -228,10 +228,10 @@ class Sitting:
         }
 
     def estimated_seconds(self) -> float:
-        """Of one replicate, from how fast the arms answered when they were checked."""
+        """Estimated duration of one replicate, from the speed of the arms during their checks."""
         total = 0.0
         for arm in [*self.arms, self.arms[0]]:  # the reference twice
-            total += 3.0  # to start
+            total += 3.0  # start-up
             for batch_size in self.settings.batch_sizes:
                 call = batch_size / max(arm.images_per_second, 1e-3)
                 each = max(0.25, 2.5 * call) + self.settings.rounds * max(self.settings.round_seconds, call)
@@ -240,9 +240,9 @@ class Sitting:
 
 
 def highest_rate(worker: RuntimeProcess, latency_ms: float, seed: int) -> float:
-    """Images a second, arriving at random, of which nine of ten are answered within `latency_ms`; 0 for none.
+    """The highest rate of randomly arriving images, per second, with a p90 latency of at most `latency_ms`; 0 if none.
 
-    Doubled as long as that holds, then halved in between.
+    The rate is doubled while that holds, then bisected.
     """
 
     def holds(rate: float) -> bool:

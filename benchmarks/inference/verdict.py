@@ -1,8 +1,8 @@
-"""What the measured rounds say: speeds and ratios with intervals, and which file to ship in which runtime.
+"""Summarises the measured rounds: speeds and ratios with intervals, and which file to ship in which runtime.
 
-A ratio is that of an arm's images a second to the reference's, paired by round; a replicate (a fresh process) gives
-one, the median of its rounds, and the interval is Student's t over the logarithms of the replicates': rounds within a
-process are not independent.
+A ratio is an arm's images per second over the reference's, paired by round. A replicate (a fresh process) gives one
+ratio, the median of its rounds; the interval is Student's t over the logarithms of the replicates' ratios, as rounds
+within a process are not independent.
 """
 
 import math
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from benchmarks.inference.sitting import Arm
 
 
-# A quantile is given from so many calls on: then the sample's largest bounds it with 95 % confidence.
+# Quantile in % -> calls needed to report it: with these, the sample's largest bounds it with 95 % confidence.
 CALLS_FOR = {50: 5, 90: 29, 99: 299}
 
 
 def summarize_rounds(
     rows: Sequence[Json], cold: Sequence[Json], arms: "Sequence[Arm]", reference: str, again: str
 ) -> "pd.DataFrame":
-    """One row an arm, batch size and scope, and one for each arm that was not timed, whose `note` says why."""
+    """One row per arm, batch size and scope, and one per arm that was not timed, whose `note` says why."""
     import pandas as pd
 
     table = pd.DataFrame(rows)
@@ -71,7 +71,7 @@ def _described(arm: "Arm", name: str) -> Json:
 
 
 def _speeds(own: "pd.DataFrame", ratio: Estimate, is_reference: bool) -> Json:
-    """Of an arm's rows of a batch size and scope; `ratio`: of logarithms, to the reference."""
+    """Speed columns of an arm at one batch size and scope; `ratio`: logarithm of the ratio to the reference."""
     calls, events = (
         np.array([float(ms) for text in own[clock] for ms in str(text).split()]) for clock in ("call_ms", "event_ms")
     )
@@ -116,9 +116,9 @@ def _notes(own: "pd.DataFrame", is_again: bool) -> set[str]:
 
 
 def decide(summary: "pd.DataFrame", settings: Benchmark, reference: str, again: str) -> Recommendation:
-    """Which arm to ship under the settings' constraints, the arms that cannot be told apart from it, and a sentence.
+    """The arm to ship under the settings' constraints, the arms tied with it, and a sentence.
 
-    `ship` is None where no arm meets them.
+    `ship` is None where no arm meets the constraints.
     """
     batch_size, scope = settings.recommended_batch_size, next(iter(settings.scopes.values()))
     measured = summary[(summary["batch_size"] == batch_size) & (summary["scope"] == scope)]
@@ -164,11 +164,11 @@ def _sentence(best: Json, tied: list[str], settings: Benchmark, reference: str) 
         f"{', from uint8 images to labels' if settings.uint8 else ''}, "
         f"accuracy {change[0]:+.2f} [{change[1]:+.2f}, {change[2]:+.2f}] points"
     )
-    return f"{sentence}; {', '.join(tied)} cannot be told apart from it" if tied else sentence
+    return f"{sentence}; {', '.join(tied)} cannot be distinguished from it" if tied else sentence
 
 
 def verdict_lines(summary: "pd.DataFrame", recommended: Recommendation, reference: str, again: str) -> list[str]:
-    """For people: an arm and batch size a line, the noise beside every ratio, last the sentence."""
+    """Lines for the log: one per arm and batch size with the noise beside the ratio, warnings, last the sentence."""
     found = []
     measured = summary.dropna(subset=["batch_size"])
     for (scope, batch_size), rows in measured.groupby(["scope", "batch_size"], sort=False):

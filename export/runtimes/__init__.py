@@ -1,13 +1,13 @@
-"""What can serve an exported model, one runtime a file. Parity checks and benchmarks use the same ones.
+"""Runtimes that serve exported files, one per module. Parity checks and benchmarks use the same ones.
 
-    FORMAT = "onnx"                         which of a manifest's files it serves
-    PRECISION = "bfloat16"                  if it does not compute in the file's own
+    FORMAT = "onnx"                         format of the files that it serves
+    PRECISION = "bfloat16"                  only if it differs from the file's
     load(artifact, device, threads)         -> callable
 
-The callable takes and returns host arrays: float32 [N, 3, H, W] normalised (or uint8 [N, H, W, 3], as the file's entry
-in the manifest says) to logits float32 [N, classes]. `device` is cpu or cuda, `threads` those of CPU work. Where it has
-an attribute `on_device` (see Served), that is the same for tensors on the device. A runtime that cannot do what it is
-asked here raises Unavailable with the reason; it never does something else instead.
+The callable maps host arrays, float32 [N, 3, H, W] normalised (or uint8 [N, H, W, 3], as the file's manifest entry
+says), to logits float32 [N, classes]. `device` is cpu or cuda, `threads` the number of CPU threads. An optional
+attribute `on_device` of the callable (see Served) does the same for tensors on the device. A runtime that cannot serve
+the file as requested raises Unavailable with the reason; it never falls back to something else.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,10 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Served:
-    """What `load` returns where images and logits may also stay on the device.
+    """Returned by `load` where images and logits can also stay on the device.
 
-    `on_device` takes a contiguous tensor, and returns logits that may be overwritten by the next call and may still be
-    computed on the current stream.
+    `on_device` takes a contiguous tensor. The logits that it returns may still be pending on the current stream, and
+    the next call may overwrite them.
     """
 
     host: Predict

@@ -1,4 +1,4 @@
-"""AOTInductor: what torch.compile makes, compiled at export and loaded without compiling."""
+"""AOTInductor: the code of torch.compile, compiled at export and loaded without compiling."""
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ def load(artifact: Artifact, device: str, threads: int) -> Predict:
         raise Unavailable(f"AOTInductor: {' '.join(str(error).split())[:300]}") from error
 
     def predict(images: np.ndarray) -> np.ndarray:
-        dense = torch.from_numpy(np.ascontiguousarray(images))  # it does not look at strides
+        dense = torch.from_numpy(np.ascontiguousarray(images))  # the compiled code ignores strides
         with torch.inference_mode():
             logits: np.ndarray = compiled(dense).numpy()
             return logits

@@ -1,4 +1,4 @@
-"""onnxruntime on CPU, or on CUDA where its CUDA provider really computes."""
+"""onnxruntime on CPU, or on CUDA if its CUDA provider computes every node (except shape arithmetic)."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ def load(artifact: Artifact, device: str, threads: int) -> Served:
 
 
 def served(session: onnxruntime.InferenceSession) -> Served:
-    """Calls of a session; on the device its input and output are bound to the tensors' own memory."""
+    """Wrap a session; `on_device` binds its input and output to the memory of the tensors, without copies."""
     name, binding = session.get_inputs()[0].name, session.io_binding()
 
     def host(images: np.ndarray) -> np.ndarray:
@@ -37,16 +37,19 @@ def served(session: onnxruntime.InferenceSession) -> Served:
         if images.is_cuda:
             import torch
 
-            torch.cuda.current_stream().synchronize()  # onnxruntime computes on a stream of its own
-        session.run_with_iobinding(binding)  # returns when it is done
+            torch.cuda.current_stream().synchronize()  # onnxruntime computes on its own stream
+        session.run_with_iobinding(binding)  # returns when the logits are complete
         return logits
 
     return Served(host, on_device)
 
 
 def bind(binding: Any, session: onnxruntime.InferenceSession, images: "torch.Tensor") -> "torch.Tensor":
-    """Bind a session's input to the memory of these images, and its output to that of the logits returned."""
-    import torch  # not where host arrays are all that is asked for
+    """Bind a session's input to the memory of `images`, and its output to that of the returned logits [N, classes].
+
+    Raises ValueError where the images are not contiguous.
+    """
+    import torch  # not imported where only host arrays are used
 
     if not images.is_contiguous():
         raise ValueError(
@@ -63,7 +66,10 @@ def bind(binding: Any, session: onnxruntime.InferenceSession, images: "torch.Ten
 def opened(
     artifact: Artifact, threads: int, provider: str, options: dict[str, str], tried: bool = True
 ) -> onnxruntime.InferenceSession:
-    """A session whose every node that provider computes, those of shapes aside, `tried` out; else Unavailable."""
+    """A session whose nodes, except shape arithmetic, all run in `provider`; `tried`: called once to test it.
+
+    Raises Unavailable where onnxruntime cannot create it or another provider computes some node.
+    """
     how = onnxruntime.SessionOptions()
     how.intra_op_num_threads, how.inter_op_num_threads = threads, 1
     how.log_severity_level = 3
@@ -76,18 +82,18 @@ def opened(
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
         if not hasattr(onnxruntime.InferenceSession, TELLS):
-            # One that does not tell which provider computes what: without the CPU's beside it, a node that this one
-            # cannot compute is an error and not slow.
+            # This onnxruntime does not report which provider computes a node: without the CPU fallback, a node that
+            # the provider cannot compute is an error instead of slow.
             how.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = onnxruntime.InferenceSession(artifact.path, how, providers=[(provider, options)])
-        session.disable_fallback()  # else a call that fails is made again with other providers, without a word
+        session.disable_fallback()  # otherwise a failed call is silently repeated with other providers
         if session.get_providers()[0] != provider:
             raise Unavailable(f"{provider} did not load; onnxruntime has {onnxruntime.get_available_providers()}")
         if provider != CPU and (others := elsewhere(session, provider, onnx.load(artifact.path))):
             raise Unavailable(f"{len(others)} nodes are computed elsewhere: {', '.join(others[:5])}")
         taken = session.get_inputs()[0]
-        if tried:  # it may load and still lack kernels
+        if tried:  # a session may load and still lack kernels
             session.run(None, {taken.name: np.zeros([2, *taken.shape[1:]], KINDS[taken.type])})
     except Unavailable:
         raise
@@ -97,8 +103,8 @@ def opened(
 
 
 def elsewhere(session: onnxruntime.InferenceSession, provider: str, model: onnx.ModelProto) -> list[str]:
-    """Nodes of the session's model that another provider computes, each with its name, but those of `shape_nodes`: a
-    few integers, which onnxruntime computes on the CPU for whichever provider. One that cannot tell tells none."""
+    """Nodes that another provider computes, each with that provider's name, except `shape_nodes`: a few integers,
+    which onnxruntime computes on the CPU for every provider. Empty where onnxruntime does not report it."""
     if not hasattr(session, TELLS):
         return []
     shapes = shape_nodes(model)
@@ -112,11 +118,11 @@ def elsewhere(session: onnxruntime.InferenceSession, provider: str, model: onnx.
 
 
 def shape_nodes(model: onnx.ModelProto) -> set[str]:
-    """Names of the nodes that compute with nothing but shapes of tensors and constants: they touch no image."""
+    """Names of the nodes whose inputs are only tensor shapes and constants: they process no image data."""
     graph = model.graph
     constants = {"", *(tensor.name for tensor in graph.initializer)}
     shapes, names = set[str](), set[str]()
-    for node in graph.node:  # in the order of computation
+    for node in graph.node:  # in topological order
         inputs = set(node.input) - constants
         if node.op_type == "Constant":
             constants |= set(node.output)

@@ -1,6 +1,6 @@
-"""onnxruntime on CUDA with all that it offers: a CUDA graph for each batch size, channels last, algorithms tried out.
+"""onnxruntime on CUDA, fully optimised: a CUDA graph per batch size, channels last, exhaustive algorithm search.
 
-Inputs and outputs stay bound to memory of the device, which a graph needs: a call copies images there, from the host or
+A CUDA graph needs inputs and outputs at fixed device addresses: each call copies the images there, from the host or
 from elsewhere on the device.
 """
 
@@ -52,13 +52,13 @@ def load(artifact: Artifact, device: str, threads: int) -> Served:
 def at_fixed_addresses(
     session: onnxruntime.InferenceSession, given: torch.Tensor
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Calls that copy images of its shape into `given`, and return logits in memory that they use again."""
+    """A callable that copies images of its shape into `given`, and returns logits that its next call overwrites."""
     binding = session.io_binding()
     logits = bind(binding, session, given)
 
     def call(images: torch.Tensor) -> torch.Tensor:
         given.copy_(images)
-        torch.cuda.current_stream().synchronize()  # onnxruntime computes on a stream of its own
+        torch.cuda.current_stream().synchronize()  # onnxruntime computes on its own stream
         session.run_with_iobinding(binding)
         return logits
 

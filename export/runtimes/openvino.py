@@ -20,7 +20,7 @@ def load(artifact: Artifact, device: str, threads: int) -> Predict:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": str(threads),
         "NUM_STREAMS": "1",
-        "INFERENCE_PRECISION_HINT": "f32",  # else it takes bfloat16 where the CPU has it, whatever the file says
+        "INFERENCE_PRECISION_HINT": "f32",  # otherwise it uses bfloat16 where the CPU has it, regardless of the file
     }
     try:
         compiled = core.compile_model(core.read_model(artifact.path), "CPU", how)

@@ -1,4 +1,4 @@
-"""TensorRT by way of onnxruntime's provider, where it is installed; engines are kept by the file's digest."""
+"""TensorRT through onnxruntime's provider, where installed; engines are cached under the file's digest."""
 
 from export import Artifact
 from export.runtimes import Served, Unavailable
@@ -13,7 +13,7 @@ def load(artifact: Artifact, device: str, threads: int) -> Served:
         raise Unavailable("TensorRT needs a CUDA device")
     from harness.run.cache import cache_folder
 
-    # Networks that differ in weights alone have graphs of one name: without a prefix one would get the other's engine.
+    # Graphs that differ only in weights have the same name: without a prefix one would get the other's engine.
     kept = cache_folder("tensorrt")
     session = opened(
         artifact,

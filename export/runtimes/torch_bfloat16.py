@@ -23,7 +23,7 @@ def load(artifact: Artifact, device: str, threads: int) -> Served:
 
 
 def autocast_context(device: str, dtype: torch.dtype) -> Callable[[], AbstractContextManager[object]]:
-    """The context in which calls compute so."""
+    """Factory of the context for calls: no gradients, autocast to `dtype`."""
 
     @contextlib.contextmanager
     def context() -> Iterator[None]:

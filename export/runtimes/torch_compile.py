@@ -29,13 +29,16 @@ def compiled(
     ] = torch.no_grad,  # freezing needs it, inference mode is not enough
     **how: Any,
 ) -> Served:
-    """The network compiled `how` torch.compile is told, called in a `context` of its own."""
+    """The network compiled with the options `how` of torch.compile; each call runs inside `context()`.
+
+    Raises Unavailable where there is no compiler or compilation fails.
+    """
     if not compiler(device):
         raise Unavailable("torch.compile needs a C++ compiler on CPU and a C compiler on CUDA; install g++")
     if torch._inductor.config.cpp.vec_isa_ok is None:
-        torch._inductor.config.cpp.vec_isa_ok = True  # else each process compiles a test of the CPU's vectors
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of the GPU that is not there
-    # Past the limit PyTorch would run eager code: an error instead, and room for many batch sizes.
+        torch._inductor.config.cpp.vec_isa_ok = True  # else each process compiles a test of vector instructions
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
+    # Past the recompile limit PyTorch would run eager code: raise an error instead, and allow many batch sizes.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._dynamo.config.recompile_limit = 64
     side = artifact.manifest.input_size

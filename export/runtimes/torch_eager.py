@@ -1,4 +1,4 @@
-"""PyTorch as it is, without compilation: the reference for answers and speed."""
+"""Eager PyTorch, without compilation: the reference for logits and speed."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,7 +21,7 @@ def load(artifact: Artifact, device: str, threads: int) -> Served:
 
 
 def network(artifact: Artifact, device: str, threads: int) -> nn.Module:
-    """The trained network on its device, float32, channels_last, eval mode."""
+    """The trained network on the device, float32, channels_last, eval mode. Raises Unavailable without that device."""
     if device == "cuda" and not torch.cuda.is_available():
         raise Unavailable("PyTorch sees no CUDA device")
     torch.set_num_threads(threads)
@@ -37,8 +37,8 @@ def as_served(
     device: str,
     context: Callable[[], AbstractContextManager[object]] = torch.inference_mode,
 ) -> Served:
-    """A module called in that context. What brings images into its layout belongs to the call, and around host arrays
-    the copies do."""
+    """Wrap a module, called inside `context()`. A call includes the conversion to channels_last and, for host arrays,
+    the copies to and from the device."""
 
     def on_device(images: torch.Tensor) -> torch.Tensor:
         with context():

@@ -14,7 +14,7 @@ FORMAT = "torch"
 
 
 def load(artifact: Artifact, device: str, threads: int) -> Served:
-    # Given to torch.compile as an option it is ignored (torch 2.15): the setting must hold while a shape is compiled.
+    # As an option of torch.compile it is ignored (torch 2.15): the setting must be active while a shape is compiled.
     freezing = functools.partial(torch._inductor.config.patch, freezing=True)
     with freezing():
         served = compiled(artifact, device, threads)

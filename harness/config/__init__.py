@@ -1,7 +1,7 @@
-"""The typed configuration of every command, and how text becomes it. Imports neither torch nor ray.
+"""The typed configuration of every command, and its parsing from text. Imports neither torch nor ray.
 
-`errors`, `trial` and `stages` hold the models, which check themselves where they are built (pydantic), refuse unknown
-keys, and read and write JSON. `keys` reads dotted keys, `command_line` runs a command, `plugins` finds the files that
+`trial` and `stages` hold the pydantic models, which validate on construction, refuse unknown keys, and read and write
+JSON; `errors` holds BadInput. `keys` parses dotted keys, `command_line` runs a command, `plugins` finds the files that
 a configuration names.
 """
 

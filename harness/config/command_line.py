@@ -30,7 +30,10 @@ FLAGS = {
 
 
 def split_arguments(arguments: list[str]) -> dict[str, str]:
-    """`key=value` arguments as a mapping of texts, in their order."""
+    """Split `key=value` arguments into a mapping of texts, in order.
+
+    Raises BadInput where an argument has another form, a key is given twice, or a value is empty.
+    """
     texts: dict[str, str] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
@@ -56,21 +59,21 @@ def _type_name(annotation: Any) -> str:
         return _type_name(inner[0])
     if inner and origin is not dict:  # Literal
         return "|".join(str(a) for a in inner)
-    return {str: "text", Path: "path", float: "number", int: "whole number", bool: "true|false"}.get(annotation, "")
+    return {str: "text", Path: "path", float: "number", int: "integer", bool: "true|false"}.get(annotation, "")
 
 
 def help_text(doc: str, model: type[BaseModel]) -> str:
-    """What `--help` prints: the module's docstring, then every key with type, default and meaning."""
+    """The text of `--help`: the module's docstring, then every key with type, default and meaning."""
     lines = [doc.strip(), "", "Keys, written key=value:"]
     for key in keys(model):
         default = "required" if key.required else "default " + _show(key.default)
         if key.default in (None, {}) and not key.required:
             default = ""
         kind = _type_name(key.annotation)
-        lines.append(f"  {key.name:<31}" + "; ".join(part for part in (key.description, kind, default) if part))
+        lines.append(f"  {key.name:<36} " + "; ".join(part for part in (key.description, kind, default) if part))
         if key.folder:
-            lines.append(f"  {'':<31}{plugin_choices(key)}" + ("" if "." in key.folder else ", or FILE.py"))
-    lines += ["", *(f"  {flag:<31}{meaning}" for flag, meaning in FLAGS.items())]
+            lines.append(f"  {'':<36} {plugin_choices(key)}" + ("" if "." in key.folder else ", or FILE.py"))
+    lines += ["", *(f"  {flag:<36} {meaning}" for flag, meaning in FLAGS.items())]
     return "\n".join(lines)
 
 
@@ -89,8 +92,8 @@ def run_command(
 ) -> int:
     """Parse the command line, build the configuration and call `main`; returns the exit code.
 
-    `resolve` turns the values by dotted key into the configuration, where that takes more than checking them;
-    `prepare` rewrites the arguments of a command with a shorter form.
+    `resolve` builds the configuration from the values by dotted key where validation alone is not enough; `prepare`
+    expands the short form of a command's arguments. Exit codes: 2 for bad input, 1 for other errors, 128 + signal.
     """
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
@@ -100,7 +103,7 @@ def run_command(
         print(f"harness {__version__}")
         return 0
     debug = "--debug" in arguments
-    gc.set_threshold(50_000)  # imports make objects that last: collecting in between takes a fifth of their time
+    gc.set_threshold(50_000)  # imported objects live on: collecting during imports takes a fifth of their time
     for number in STOPPING:
         signal.signal(number, _stop)
     try:
@@ -113,22 +116,22 @@ def run_command(
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        for number in STOPPING:  # the interpreter's end would put the system's handlers back
+        for number in STOPPING:  # at exit the interpreter would restore the default handlers
             signal.signal(number, signal.SIG_IGN)
-        print("stopped; the same command continues", file=sys.stderr)
+        print("stopped; run the same command again to continue", file=sys.stderr)
         return 128 + (_received or signal.SIGINT)
     except Exception as error:
         if debug:
             traceback.print_exc()
         reason = " ".join(str(error).split()) or "no message"
-        print(f"error: {type(error).__name__}: {reason}; --debug shows where", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {reason}; run with --debug for a traceback", file=sys.stderr)
         return 1
 
 
 def check_not_shadowed() -> None:
-    """BadInput where a folder or file of the user's hides one of this project's packages, whose names are general.
+    """Raises BadInput where a user's folder or file shadows one of this project's packages, whose names are common.
 
-    `python -m` looks into the current folder first. What is hidden there would be missed after the training.
+    `python -m` imports from the current folder first; some shadowed packages would only fail after the training.
     """
     for name in plugins.PACKAGES:
         spec = importlib.util.find_spec(name)
@@ -143,13 +146,13 @@ def check_not_shadowed() -> None:
 
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-ENDING_SECONDS = 15.0  # for the end that a signal began; another one meanwhile changes nothing
+ENDING_SECONDS = 15.0  # time to shut down after a signal; further signals within it are ignored
 _received: int | None = None
 _received_at = -math.inf
 
 
 def _stop(number: int, _frame: object) -> None:
-    """Both as KeyboardInterrupt: a SystemExit that meets Ray at work becomes one trial's error there."""
+    """Handle both signals with KeyboardInterrupt: Ray would turn a SystemExit into an error of one trial."""
     global _received, _received_at
     if time.monotonic() - _received_at < ENDING_SECONDS:
         return
@@ -158,6 +161,6 @@ def _stop(number: int, _frame: object) -> None:
 
 
 def check_stopped() -> None:
-    """Raise KeyboardInterrupt where a signal to stop has come: once raised, it may be lost in a callback of C's."""
+    """Raises KeyboardInterrupt if a stop signal was received: the first one may be swallowed by a C callback."""
     if _received is not None:
         raise KeyboardInterrupt

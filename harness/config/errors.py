@@ -1,5 +1,5 @@
-"""The one exception that means: the user can mend this."""
+"""The exception for errors that the user can fix."""
 
 
 class BadInput(ValueError):
-    """Bad input, found before anything started; its one line says what to do. Commands end with exit code 2."""
+    """Bad input, found before any work starts; its one-line message says what to do. Commands exit with code 2."""

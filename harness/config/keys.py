@@ -1,4 +1,4 @@
-"""Dotted keys: the keys of a configuration, text read by a key's type, and nested values by dotted key."""
+"""Dotted keys: lists the keys of a configuration, parses text by a key's type, nests and flattens values."""
 
 import difflib
 import json
@@ -41,7 +41,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
 
 
 def read_values(texts: dict[str, str], model: type[BaseModel]) -> dict[str, Any]:
-    """Texts as values by dotted key, each read by its field's type. BadInput names an unknown key's nearest."""
+    """Parse texts by dotted key, each by its field's type. Raises BadInput for unknown keys, with the closest one."""
     known = {key.name: key for key in keys(model)}
     values: dict[str, Any] = {}
     for name, text in texts.items():
@@ -65,12 +65,12 @@ def _read_text(text: str, annotation: Any) -> Any:
         return _read_text(text, next(a for a in inner if a is not type(None)))
     if origin in (list, tuple):
         if not (text.startswith("[") and text.endswith("]")):
-            return text  # pydantic says that it is no list
+            return text  # pydantic reports that it is no list
         return _read_items(text, inner[0])
     if annotation is Any:
         try:
             return json.loads(text.lower() if text.lower() in ("true", "false") else text)
-        except ValueError:  # [conv1,bn1] as elsewhere, without JSON's quotes
+        except ValueError:  # [conv1,bn1], a list without JSON's quotes, as for other keys
             return _read_items(text, Any) if re.fullmatch(r"\[[^\[\]]*\]", text) else text
     return text
 
@@ -92,7 +92,7 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the leaves of `change` put in; neither is touched."""
+    """A copy of `base` with the leaves of `change` put in; neither argument is modified."""
     merged = dict(base)
     for name, value in change.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
@@ -101,7 +101,7 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_config(model: type[M], tree: dict[str, Any], where: str = "") -> M:
-    """The configuration of nested values. BadInput names the first key that is wrong; `where` is put before it."""
+    """Build a configuration from nested values. Raises BadInput for the first invalid key, prefixed with `where`."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -124,7 +124,7 @@ def plugin_choices(key: Key) -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "", *, keep_lists: bool = False) -> dict[str, Any]:
-    """Nested mappings as one, names joined with dots; lists become JSON, unless they are kept."""
+    """Flatten nested mappings, names joined with dots; lists become JSON text unless `keep_lists`."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

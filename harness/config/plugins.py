@@ -1,6 +1,6 @@
-"""Folders as registries: the file name is the name on the command line, a path to a FILE.py works as well.
+"""Folders as plugin registries: the file name is the name on the command line; the path of a FILE.py works as well.
 
-`names` only looks at file names, so that `--help` stays fast; `load` imports. Files that begin with `_` are private.
+`names` only lists file names, so that `--help` stays fast; `load` imports. Files that begin with `_` are private.
 """
 
 import ast
@@ -39,7 +39,7 @@ def names(package: str) -> list[str]:
 
 
 def source(package: str, name: str) -> Path:
-    """The file of a plugin given by name or by path; BadInput lists the names and the closest one."""
+    """The file of a plugin given by name or path. Raises BadInput where it is unknown, with the known names."""
     subject = f"{KEYS[package]}={name}"
     if name.endswith(".py"):
         path = Path(name).expanduser().absolute()
@@ -59,13 +59,16 @@ def source(package: str, name: str) -> Path:
 
 
 def load(package: str, name: str, attribute: str, *default: Any) -> Any:
-    """`attribute` of a plugin given by name or by path; where the file does not hold it the default, else BadInput."""
+    """`attribute` of a plugin given by name or path, else `default`.
+
+    Raises BadInput where the plugin is unknown or fails to import, or lacks the attribute and no default is given.
+    """
     path = source(package, name)
     subject = f"{KEYS[package]}={name}"
     try:
         module = _from_path(path) if name.endswith(".py") else importlib.import_module(f"{package}.{name}")
     except Exception as error:
-        raise BadInput(f"{subject}: cannot be loaded: {type(error).__name__}: {error}; mend {path}") from error
+        raise BadInput(f"{subject}: cannot be loaded: {type(error).__name__}: {error}; fix {path}") from error
     if not default and not hasattr(module, attribute):
         raise BadInput(
             f"{subject}: {path} has no `{attribute}`; see a file of {package.replace('.', '/')}/ for the form"
@@ -79,13 +82,13 @@ def _from_path(path: Path) -> ModuleType:
 
 @functools.lru_cache(maxsize=64)
 def _executed(path: Path, _changed: int) -> ModuleType:
-    """A user's file as a module, executed once as long as it does not change."""
+    """A user's file as a module, executed again only when the file changes."""
     _check_neighbours(path)
     name = "user_" + hashlib.sha256(str(path).encode()).hexdigest()[:12]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles look there
+    sys.modules[name] = module  # dataclasses and pickle look modules up there
     neighbours = Neighbours(path.parent)
     try:
         with neighbours:
@@ -95,14 +98,14 @@ def _executed(path: Path, _changed: int) -> ModuleType:
         raise
     for attribute, value in list(vars(module).items()):
         if inspect.isfunction(value) and neighbours.is_here(Path(value.__code__.co_filename)):
-            # It may import a neighbour when it is called.
+            # The function may import a neighbour when it is called.
             setattr(module, attribute, neighbours.around(value))
     return module
 
 
 class Neighbours:
     """The modules beside a user's file. While code of that file runs, imports find them first; afterwards they are
-    hidden again, so that two files in different folders may each have a neighbour of the same name."""
+    removed from sys.modules, so that files in different folders may each have a neighbour of the same name."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -129,7 +132,7 @@ class Neighbours:
         sys.modules.update(self.hidden)
 
     def is_here(self, file: Path) -> bool:
-        """Beside the user's file, and neither this project's own nor an installed package."""
+        """Whether `file` lies beside the user's file and is neither this project's nor an installed package's."""
         inside = file.is_relative_to(self.folder) and "site-packages" not in file.parts
         return inside and not any(file.is_relative_to(TOP / package) for package in PACKAGES)
 
@@ -143,7 +146,7 @@ class Neighbours:
 
 
 def _check_neighbours(path: Path) -> None:
-    """BadInput where a user's file would import its own neighbour and gets this project's package, or the reverse."""
+    """Raises BadInput where a user's file imports a name that both a neighbour and a package of this project have."""
     if path.is_relative_to(TOP):
         return
     for name in PACKAGES:
@@ -156,9 +159,9 @@ def _check_neighbours(path: Path) -> None:
 
 
 def _imported(path: Path) -> set[str]:
-    """First parts of the names of modules that a file imports."""
+    """Top-level names of the modules that a file imports."""
     names: set[str] = set()
-    with contextlib.suppress(SyntaxError):  # which loading it will report
+    with contextlib.suppress(SyntaxError):  # loading the file reports it
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split(".")[0] for alias in node.names}

@@ -11,12 +11,12 @@ Channels = tuple[Finite, Finite, Finite]
 
 
 def plugin_field(folder: str, default: Any) -> Any:
-    """A field that names files of a folder of plugins; `--help` lists them beside it."""
+    """A field that names files of a plugin folder; `--help` lists them with the key."""
     return Field(default, description=f"from {folder.replace('.', '/')}/", json_schema_extra={"folder": folder})
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors, values are immutable, nothing is read from attributes."""
+    """Base of the models: unknown keys are errors, values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,7 +24,7 @@ class Strict(BaseModel):
 class Optimizer(Strict):
     name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="torch.optim's SGD, Adam or AdamW")
     lr: Finite = Field(5e-2, gt=0, description="learning rate at the schedule's peak")
-    momentum: Fraction = Field(0.0, description="of sgd; Adam's beta1 is 0.9")
+    momentum: Fraction = Field(0.0, description="sgd only; Adam's beta1 is 0.9")
     nesterov: bool = Field(False, description="Nesterov momentum, sgd only")
     weight_decay: Finite = Field(0.0, ge=0, description="L2 for sgd and adam, decoupled for adamw")
 
@@ -33,20 +33,20 @@ class Optimizer(Strict):
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
             raise ValueError("nesterov needs optimizer.name=sgd and optimizer.momentum above 0")
         if self.momentum and self.name != "sgd":
-            raise ValueError(f"momentum={self.momentum} is of sgd, not of {self.name}; pin optimizer.momentum=0")
+            raise ValueError(f"momentum={self.momentum} applies to sgd, not to {self.name}; set optimizer.momentum=0")
         return self
 
 
 class Schedule(Strict):
     name: Literal["constant", "linear", "cosine", "one_cycle"] = Field(
-        "constant", description="learning rate over the steps; linear and cosine fall to 0"
+        "constant", description="learning rate schedule; linear and cosine decay to 0"
     )
-    warmup_epochs: Finite = Field(0.0, ge=0, description="linear rise from 0 before the schedule (not one_cycle)")
+    warmup_epochs: Finite = Field(0.0, ge=0, description="linear warm-up from 0 before the schedule (not one_cycle)")
 
 
 class Augmentation(Strict):
     flip: bool = Field(False, description="random horizontal flip of each training image")
-    crop_padding: int = Field(0, ge=0, le=64, description="pad by so many pixels, crop back at random; 0: off")
+    crop_padding: int = Field(0, ge=0, le=64, description="pad by this many pixels, then crop at random; 0: off")
 
 
 class Normalization(Strict):
@@ -65,21 +65,21 @@ class Trial(Strict):
     """One training: everything but the seed and the data."""
 
     architecture: str = plugin_field("architectures", "final")
-    options: dict[str, Any] = Field(default_factory=dict, description="trial.options.NAME=VALUE: its options")
-    epochs: int = Field(10, ge=1, le=100_000, description="at most; early_stop may end it sooner")
+    options: dict[str, Any] = Field(default_factory=dict, description="trial.options.NAME=VALUE: network option")
+    epochs: int = Field(10, ge=1, le=100_000, description="upper limit; early_stop may end a trial sooner")
     batch_size: int = Field(64, ge=1, description="the last partial batch of an epoch is dropped")
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     augmentation: Augmentation = Augmentation()
     normalization: Normalization = Normalization()
     label_smoothing: Fraction = Field(0.0, description="of the training loss")
-    gradient_clip: Finite | None = Field(None, gt=0, description="largest L2 norm of all gradients together")
+    gradient_clip: Finite | None = Field(None, gt=0, description="largest global L2 norm of the gradients")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="autocast (AMP); auto: bfloat16 where the device computes it natively, else float32"
     )
     plan: Literal["auto", "rule"] = Field(
         "auto",
-        description="what compile and memory_format leave to auto; auto: measured once a run, where training is long "
+        description="decides compile=auto and memory_format=auto; auto: measured once a run if training is long "
         "enough to pay for it; rule: eager and channels_last",
     )
     compile: Literal[
@@ -95,33 +95,33 @@ class Trial(Strict):
     ] = Field(
         "auto",
         description="torch.compile's mode; kernels: the harness's own activations, poolings and convolutions (CPU); "
-        "captured-eager: the whole step as one CUDA graph; captured: the same of the compiled network",
+        "captured-eager: the whole step as one CUDA graph; captured: the same with the compiled network",
     )
     memory_format: Literal["auto", "channels_last", "contiguous"] = Field("auto", description="NHWC or NCHW in memory")
-    validations_per_epoch: int = Field(2, ge=1, description="evenly spaced, the last at the epoch's end")
+    validations_per_epoch: int = Field(2, ge=1, description="evenly spaced, the last at the end of the epoch")
     early_stop: int | None = Field(
-        None, ge=2, description="stop when the oldest of that many last validation losses is the lowest of them"
+        None, ge=2, description="n: stop when the oldest of the last n validation losses is the lowest of them"
     )
-    keep: Literal["best", "last"] = Field("best", description="weights kept: of the best validation accuracy, or last")
+    keep: Literal["best", "last"] = Field("best", description="weights kept: best validation accuracy, or last")
     cache_features: bool = Field(
-        True, description="what a frozen part answers is computed once, where no augmentation changes the images"
+        True, description="compute the features of frozen layers once, if there is no augmentation"
     )
     checkpoint_seconds: float | None = Field(
         30.0,
         ge=0,
-        description="an interrupted trial continues from the last epoch's end before which so much time had passed; "
-        "none: from its beginning",
+        description="shortest time between checkpoints, which are written at the end of an epoch; none: no "
+        "checkpoints, an interrupted trial starts again",
     )
 
 
 class Data(Strict):
     name: str = plugin_field("harness.data.datasets", "cifar10")
     root: Path | None = Field(None, description="folder of the files; cifar10 is downloaded there if absent")
-    size: int | None = Field(None, ge=1, le=4096, description="images: resize to that side in pixels")
+    size: int | None = Field(None, ge=1, le=4096, description="images: resize to this side length in pixels")
     limit: int | None = Field(None, ge=2, description="only the first n training images of each class")
-    classes: list[str] | None = Field(None, min_length=2, description="only these, in this order; default all")
+    classes: list[str] | None = Field(None, min_length=2, description="classes to use, in this order; default all")
     validation: Fraction = Field(0.1, gt=0, description="fraction of each class's training images held out")
-    split_seed: int = Field(0, ge=0, description="of the drawing of the validation images")
+    split_seed: int = Field(0, ge=0, description="draws the validation images")
 
     @field_validator("root")
     @classmethod

@@ -1,1 +1,1 @@
-"""Convolutions, activations and poolings of our own, for CPUs."""
+"""The project's own convolution, activation and pooling kernels for CPUs."""

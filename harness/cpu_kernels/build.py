@@ -1,7 +1,7 @@
-"""The kernels' C++ sources: compiled for this processor, once on a node, loaded and called.
+"""Compiles the kernels' C++ sources for this processor, once per node, and loads and calls them.
 
-kernels.cpp, winograd.cpp and direct.cpp beside this file have the loops; the matrices of Winograd's minimal filtering
-(Lavin and Gray, arXiv 1509.09308) are made here.
+The loops are in kernels.cpp, winograd.cpp and direct.cpp beside this file; the matrices of Winograd's minimal
+filtering (Lavin and Gray, arXiv 1509.09308) are computed here.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from harness.run.cache import compiled_folder
 
 SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "winograd.cpp", "direct.cpp")]
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-Wno-psabi", "-fPIC", "-shared")
-# Kernel size -> outputs a side of a tile, and the points at which the polynomials are evaluated (and infinity).
+# Kernel size -> (outputs per tile side, points at which the polynomials are evaluated, besides infinity).
 WINOGRAD = {3: (4, "0 1 -1 2 -2"), 5: (4, "0 1 -1 2 -2 1/2 -1/2")}
 Matrix = list[list[Fraction]]
 
 
 def cook_toom(m: int, r: int, points: Sequence[Fraction]) -> tuple[Matrix, Matrix, Matrix]:
-    """(A', G, B') of F(m, r): m outputs of a correlation with r weights are A' [(G w) * (B' x)].
+    """Matrices (A', G, B') of F(m, r): m outputs of a correlation with r weights w are A' [(G w) * (B' x)].
 
-    n = m + r - 1 inputs, n - 1 `points` and infinity. A' is m x n, G n x r, B' n x n.
+    x has n = m + r - 1 inputs; there are n - 1 `points` and infinity. A' is m x n, G n x r, B' n x n.
     """
     one, zero = Fraction(1), Fraction(0)
 
     def product(of: Sequence[Fraction]) -> list[Fraction]:
-        """Coefficients of the polynomial with these roots, the constant first."""
+        """Coefficients of the polynomial with these roots, the constant term first."""
         found = [one]
         for root in of:
             found = [a - root * b for a, b in zip([zero, *found], [*found, zero], strict=True)]
@@ -56,7 +56,7 @@ def cook_toom(m: int, r: int, points: Sequence[Fraction]) -> tuple[Matrix, Matri
 
 @cache
 def _source() -> str:
-    """The sources, and the `Transform<R>` that they need before them."""
+    """The sources, preceded by the `Transform<R>` definitions that they need."""
 
     def table(name: str, matrix: Matrix) -> str:
         rows = ", ".join("{" + ", ".join(f"{float(v)!r}f" for v in row) + "}" for row in matrix)
@@ -75,13 +75,13 @@ def _source() -> str:
 
 
 def library_file() -> Path:
-    """Where the sources are, or will be, compiled for this processor."""
+    """Path of the library compiled for this processor, which may not exist yet."""
     known = "\0".join([_source(), system.compiler("cpu") or "", _instructions(), *FLAGS])
     return compiled_folder() / f"kernels-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
 
 
 def _instructions() -> str:
-    """What this processor can do; two with one name may differ in it."""
+    """Instruction-set flags of this processor; processors with the same name may differ in them."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):
@@ -91,22 +91,22 @@ def _instructions() -> str:
 
 @cache
 def library() -> ctypes.CDLL:
-    """The sources compiled for this processor, from the cache or now, by one process of a node while others wait.
+    """The library for this processor, from the cache or compiled now by one process of a node while the others wait.
 
-    RuntimeError where that fails.
+    Raises RuntimeError where there is no C++ compiler or compilation fails.
     """
     from filelock import FileLock
 
     file = library_file()
     with FileLock(file.with_suffix(".lock")):
-        with contextlib.suppress(OSError):  # not there, or not whole
+        with contextlib.suppress(OSError):  # missing or corrupt
             return ctypes.CDLL(str(file))
         compiler = system.compiler("cpu")
         if compiler is None:
-            raise RuntimeError("no C++ compiler on this machine")
+            raise RuntimeError("no C++ compiler on this machine; install g++ or set trial.compile=off")
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             made = Path(folder) / file.name
-            # Some compilers come without OpenMP; on macOS a second one beside PyTorch's ends the process.
+            # Some compilers lack OpenMP; on macOS a second OpenMP runtime beside PyTorch's aborts the process.
             for openmp in (["-fopenmp"], []) if sys.platform == "linux" else ([],):
                 command = [compiler, *FLAGS, *openmp, "-x", "c++", "-", "-o", str(made)]
                 try:
@@ -122,7 +122,7 @@ def library() -> ctypes.CDLL:
 
 
 def call(name: str, *arguments: torch.Tensor | int | None) -> None:
-    """That function of the sources, on dense tensors in main memory and int64 numbers, with this process's threads."""
+    """Call function `name` of the library on dense CPU tensors and int64 numbers, with this process's threads."""
     assert all(t.device.type == "cpu" for t in arguments if isinstance(t, torch.Tensor))
     given: list[Any] = [
         ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(a if a is None else a.data_ptr())

@@ -1,11 +1,12 @@
-// The convolution of images of few channels, where Winograd does not gain, with ReLU and 2x2 max pooling: what a network
-// often begins with. Its large output never reaches memory. Follows kernels.cpp.
+// Convolution of images of few channels, where Winograd is not faster, fused with ReLU and 2x2 max pooling: the usual
+// first layers of a network. The large output of the convolution never reaches memory. Compiled after kernels.cpp.
 
-constexpr int64_t PANEL = 2 * LANES;  // filters at a time
-constexpr int64_t SPAN = 2;           // pooled pixels of a row at a time: 4 * SPAN * PANEL sums stay in registers
+constexpr int64_t PANEL = 2 * LANES;  // filters per block
+constexpr int64_t SPAN = 2;           // pooled pixels per block: 4 * SPAN * PANEL sums stay in registers
 
-// body(pooled pixel, pixel(p): where pixel p of the 2 rows of 2 * SPAN begins in x) for spans over a row of pooled
-// pixels; the last one may begin within the one before.
+// Calls body(first, done, pixel) for each span of SPAN pooled pixels in a row. `first`: index of its first one;
+// `done`: how many of its pixels the previous span covered (the last span may overlap it); pixel(p): offset in x of
+// pixel p of the span's 2 rows of 2 * SPAN pixels.
 template <class Body>
 INLINE void spans(int64_t row, int64_t rows, int64_t columns, int64_t h, int64_t w, int64_t c, Body body) {
     for (int64_t column = 0; column < columns; column += SPAN) {
@@ -16,8 +17,8 @@ INLINE void spans(int64_t row, int64_t rows, int64_t columns, int64_t h, int64_t
     }
 }
 
-// x [N, H, W, C], padded; filters u [K / PANEL, R, R * C, PANEL] -> y [N, (H - R + 1) / 2, (W - R + 1) / 2, K] and which
-// of the four pixels it was, the first of equals. A row of at least SPAN pooled pixels.
+// x [N, H, W, C], padded; filters u [K / PANEL, R, R * C, PANEL] -> y [N, (H - R + 1) / 2, (W - R + 1) / 2, K] and, in
+// `position`, which of the four pixels is the maximum (the first of equals). Rows need at least SPAN pooled pixels.
 extern "C" void direct_pool(const float* x, const float* u, const float* bias, float* y, uint8_t* position, int64_t n,
                             int64_t h, int64_t w, int64_t c, int64_t k, int64_t r, int64_t threads) {
     const int64_t rows = (h - r + 1) / 2, columns = (w - r + 1) / 2;
@@ -50,8 +51,8 @@ extern "C" void direct_pool(const float* x, const float* u, const float* bias, f
             });
 }
 
-// From x, y and the gradient dy of y -> du [parts, K / PANEL, R * R * C + 1, PANEL]: gradients of the filters and, last,
-// the bias, of so many parts of the images each; zero before.
+// x, y, the gradient dy of y -> du [threads, K / PANEL, R * R * C + 1, PANEL]: gradients of the filters and, last, the
+// bias, summed by each thread over its share of the images. The caller must zero du before.
 extern "C" void direct_pool_backward(const float* x, const float* y, const float* dy, const uint8_t* position, float* du,
                                      int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t r, int64_t threads) {
     const int64_t rows = (h - r + 1) / 2, columns = (w - r + 1) / 2, taps = r * r * c + 1;

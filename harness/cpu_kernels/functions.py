@@ -1,4 +1,4 @@
-"""Activations, max pooling and convolutions of the C++ sources, with their gradients, as autograd functions."""
+"""Autograd functions for the activations, max pooling and convolutions of the C++ sources."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from torch.autograd.function import once_differentiable
 
 from harness.cpu_kernels.build import WINOGRAD, call
 
-LANES = 16  # channels at a time, as in kernels.cpp
-ROWS = 8  # tiles at a time, in winograd.cpp
-PANEL, SPAN = 32, 2  # filters and pooled pixels at a time, in direct.cpp
-LEAST_USED = 0.7  # of the pixels that whole tiles cover
-CACHE = 2 << 20  # bytes of transformed tiles at a time and thread
-Gradients = tuple[Tensor | None, ...]  # of the arguments of `forward`, None where there is none
+LANES = 16  # channels per vector, as in kernels.cpp
+ROWS = 8  # tiles per block of a matrix product, in winograd.cpp
+PANEL, SPAN = 32, 2  # filters and pooled pixels per block, as in direct.cpp
+LEAST_USED = 0.7  # minimum share of the pixels covered by complete tiles that are outputs
+CACHE = 2 << 20  # bytes of transformed tiles per thread and chunk
+Gradients = tuple[Tensor | None, ...]  # one per argument of `forward`, None without a gradient
 
 SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 
@@ -25,7 +25,7 @@ def applies(x: Tensor) -> bool:
 
 
 def to_rows(x: Tensor) -> Tensor:
-    """[N, C, H, W] -> contiguous [N, H, W, C]; a view where it is channels_last."""
+    """[N, C, H, W] -> contiguous [N, H, W, C]; a view where x is channels_last."""
     return x.permute(0, 2, 3, 1).contiguous()
 
 
@@ -104,7 +104,8 @@ class WinogradFunction(torch.autograd.Function):
 
 
 class DirectPoolingFunction(torch.autograd.Function):
-    """Images [N, H, W, C], padded, with filters [K, C, R, R], ReLU, 2x2 pooling; no gradient of the images."""
+    """Padded images [N, H, W, C] with filters [K, C, R, R], ReLU, 2x2 pooling
+    -> [N, (H - R + 1) // 2, (W - R + 1) // 2, K]; no gradient for the images."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -130,10 +131,10 @@ class DirectPoolingFunction(torch.autograd.Function):
 
 
 def _winograd(kernel: str, r: int, x: Tensor, y: Tensor, padding: int, *given: Tensor | None) -> None:
-    """That kernel over images x [N, H, W, C] and outputs y [N, OH, OW, K].
+    """Run a Winograd kernel over images x [N, H, W, C] and outputs y [N, OH, OW, K].
 
-    As many tiles at a time as stay in the processor's cache when they are transformed; at least as much of them as
-    there is of the filters.
+    Tiles are processed in chunks whose transforms fit into the processor's cache, but are at least as large as the
+    transformed filters.
     """
     c, k = x.shape[3], y.shape[3]
     tiles = x.shape[0] * math.prod(tile_grid(r, y.shape))
@@ -145,17 +146,17 @@ def _winograd(kernel: str, r: int, x: Tensor, y: Tensor, padding: int, *given: T
 
 
 def _positions(r: int) -> int:
-    """Of a transformed tile: n * n."""
+    """Number of values of a transformed tile: n * n."""
     return (WINOGRAD[r][0] + r - 1) ** 2
 
 
 def tile_grid(r: int, shape: Sequence[int]) -> list[int]:
-    """Tiles down and across, for outputs [N, H, W, K] of that shape."""
+    """Number of tiles [down, across] for outputs of `shape` [N, H, W, K]."""
     return [math.ceil(side / WINOGRAD[r][0]) for side in shape[1:3]]
 
 
 def _filters(weight: Tensor, turned: bool = False) -> Tensor:
-    """[K, C, R, R] transformed, in the order in which the kernels read them; `turned` as backward needs them."""
+    """Filters [K, C, R, R] transformed, in the order in which the kernels read them; `turned`: for backward."""
     k, c, r, _ = weight.shape
     u = weight.new_empty(_positions(r), k, c)
     call(f"winograd_filters_{r}", weight.contiguous(memory_format=torch.channels_last), u, k, c, int(turned))

@@ -1,4 +1,4 @@
-"""Puts the CPU kernels into a network: `fuse(network)`."""
+"""Replaces modules of a network with the CPU kernels: `fuse(network)`."""
 
 import math
 
@@ -23,10 +23,10 @@ from harness.cpu_kernels.functions import (
     to_rows,
 )
 
-# A convolution of C to K channels gains where C * K / (C + K) is at least so much: what is saved grows with the
-# product, what the transforms move with the sum.
+# Minimum C * K / (C + K) at which Winograd speeds up a convolution of C to K channels: the arithmetic saved grows with
+# the product, the memory traffic of the transforms with the sum.
 LEAST_CHANNELS = 20.0
-FEW_CHANNELS = 4  # of the images that direct.cpp is for
+FEW_CHANNELS = 4  # most input channels for which direct.cpp is used
 
 
 class Activation(nn.Module):
@@ -39,7 +39,7 @@ class Activation(nn.Module):
 
 
 class ActivatedPooling(nn.Module):
-    """An activation (ReLU, Mish, Same: none), then 2x2 max pooling of images [N, C, H, W]; odd sides are cut."""
+    """An activation (ReLU, Mish, Same: none), then 2x2 max pooling of images [N, C, H, W] -> [N, C, H // 2, W // 2]."""
 
     def __init__(self, kind: str):
         super().__init__()
@@ -53,7 +53,7 @@ class ActivatedPooling(nn.Module):
 
 
 class WinogradConvolution(nn.Module):
-    """The given convolution, with its parameters; where Winograd does not gain, PyTorch computes it."""
+    """The given convolution, sharing its parameters; PyTorch computes it where Winograd would not be faster."""
 
     def __init__(self, convolution: nn.Conv2d):
         super().__init__()
@@ -66,7 +66,7 @@ class WinogradConvolution(nn.Module):
         return nn.functional.conv2d(x, self.weight, self.bias, padding=self.padding)
 
     def gains(self, x: torch.Tensor) -> bool:
-        """For float32 images whose size fills most of the tiles."""
+        """Whether Winograd is used: for float32 images whose outputs fill most of the tiles, without autocast."""
         _, c, r, _ = self.weight.shape
         if torch.is_autocast_enabled("cpu") or not applies(x) or x.shape[1] != c:
             return False
@@ -76,7 +76,7 @@ class WinogradConvolution(nn.Module):
 
 
 class PooledConvolution(nn.Module):
-    """The given convolution of few channels, with its parameters, then ReLU and 2x2 max pooling."""
+    """The given convolution of few channels, sharing its parameters, then ReLU and 2x2 max pooling."""
 
     def __init__(self, convolution: nn.Conv2d):
         super().__init__()
@@ -92,7 +92,7 @@ class PooledConvolution(nn.Module):
         return pooled
 
     def gains(self, x: torch.Tensor) -> bool:
-        """For float32 images that need no gradient, large enough."""
+        """Whether direct.cpp is used: for large enough float32 images that need no gradient, without autocast."""
         if torch.is_autocast_enabled("cpu") or not applies(x) or x.requires_grad or x.shape[1] != self.weight.shape[1]:
             return False
         pooled = [(side + 2 * self.padding - self.weight.shape[2] + 1) // 2 for side in x.shape[2:]]
@@ -102,10 +102,10 @@ class PooledConvolution(nn.Module):
 def fuse(network: nn.Module) -> nn.Module:
     """The network with its Mish activations, 2x2 max poolings and most convolutions replaced, in place.
 
-    Inside nn.Sequential a ReLU or Mish right before a pooling goes into one kernel with it, and so does the convolution
-    of the images before a ReLU: whoever looks at the tensors between them sees others. Containers keep their length, so
-    that the names of all parameters stay. Modules with hooks, which may set weights, stay as they are, and so do
-    activations in place whose input others may see.
+    Inside nn.Sequential a pooling is fused with the ReLU or Mish right before it, and with a convolution of few
+    channels before that ReLU, so intermediate tensors differ from the original network's. Containers keep their
+    length, so that parameter names do not change. Not replaced: modules with hooks, which may set weights, and in-place
+    activations whose input other modules may use. Raises RuntimeError where the kernels cannot be compiled.
     """
     build.library()
     for module in list(network.modules()):
@@ -140,7 +140,7 @@ def _has_hooks(*modules: nn.Module | None) -> bool:
 
 
 def _gains(convolution: nn.Conv2d) -> bool:
-    """Whether Winograd can compute it, and moves less than it saves."""
+    """Whether Winograd can compute the convolution and saves more than its transforms cost."""
     c, k = convolution.in_channels, convolution.out_channels
     return (
         _is_dense(convolution)
@@ -151,13 +151,13 @@ def _gains(convolution: nn.Conv2d) -> bool:
 
 
 def _is_few(convolution: nn.Conv2d) -> bool:
-    """Whether direct.cpp computes it."""
+    """Whether direct.cpp can compute the convolution."""
     few = convolution.in_channels <= FEW_CHANNELS and convolution.out_channels % PANEL == 0
     return few and _is_dense(convolution)
 
 
 def _is_dense(convolution: nn.Conv2d) -> bool:
-    """Whether it has square filters over all channels, moved pixel by pixel, and few zeros around."""
+    """Whether it has square ungrouped filters, stride and dilation 1, and zero padding smaller than the filter."""
     r, other = convolution.kernel_size
     padding = convolution.padding
     return (

@@ -1,5 +1,5 @@
-// Activations and 2x2 max pooling over images [N, H, W, C], for CPUs: harness/cpu_kernels/build.py compiles this file and calls
-// it. Plain loops over vectors of 16 channels; the compiler knows what the processor has.
+// Activations and 2x2 max pooling over images [N, H, W, C], for CPUs; harness/cpu_kernels/build.py compiles and calls
+// this file. Plain loops over vectors of 16 channels, which the compiler maps to the processor's vector instructions.
 
 #include <cstdint>
 #include <cstring>
@@ -24,7 +24,7 @@ struct BFloat16 {
     uint16_t bits;
 };
 
-// `count` values, up to LANES of them; the other lanes are zero.
+// Loads `count` values, at most LANES; the other lanes are zero.
 INLINE Vector load(const float* from, int64_t count = LANES) {
     Vector v = {};
     memcpy(&v, from, count == LANES ? sizeof v : count * sizeof *from);
@@ -40,7 +40,7 @@ INLINE Vector load(const BFloat16* from, int64_t count = LANES) {
 INLINE Vector load(const uint8_t* from, int64_t count = LANES) {
     Bytes b = {};
     memcpy(&b, from, count == LANES ? sizeof b : count);
-    // By way of the sizes between: GCC 12 takes the lanes one by one otherwise.
+    // Widened step by step: a direct conversion makes GCC 12 convert lane by lane.
     return __builtin_convertvector((Integers)__builtin_convertvector(__builtin_convertvector(b, Halves), Bits), Vector);
 }
 
@@ -48,7 +48,7 @@ INLINE void store(float* to, Vector v, int64_t count = LANES) {
     memcpy(to, &v, count == LANES ? sizeof v : count * sizeof *to);
 }
 
-INLINE void store(BFloat16* to, Vector v, int64_t count = LANES) {  // to the nearest, of two the even one
+INLINE void store(BFloat16* to, Vector v, int64_t count = LANES) {  // rounds to nearest even
     Bits u = (Bits)v;
     u = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
     u = v == v ? u : (Bits){} + 0x7fc0;
@@ -61,7 +61,8 @@ INLINE void store(uint8_t* to, Vector v, int64_t count = LANES) {
     memcpy(to, &b, count == LANES ? sizeof b : count);
 }
 
-// body(where, how many) for each block of up to LANES of `size` values; how many is known to the compiler but at the end.
+// Calls body(start, count) for blocks of LANES of `size` values; count is a compile-time constant except in a shorter
+// last block.
 template <class Body>
 INLINE void blocks(int64_t size, Body body) {
     int64_t i = 0;
@@ -69,7 +70,7 @@ INLINE void blocks(int64_t size, Body body) {
     if (i < size) body(i, size - i);
 }
 
-// e^x for x in [-87, 20], to 2e-7 of its value: 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf).
+// e^x for x in [-87, 20] with a relative error of 2e-7: 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf).
 INLINE Vector exponential(Vector x) {
     x = x < -87.0f ? (Vector){} - 87.0f : x;
     const Vector shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: its last bits are the rounded integer
@@ -84,7 +85,7 @@ INLINE Vector exponential(Vector x) {
     return p * (Vector)((__builtin_convertvector(k, Integers) + 127) << 23);
 }
 
-// What an activation is and its derivative, from x; BY_VALUE: the same from its value instead of x.
+// Activations: value and derivative at x. BY_VALUE: `derivative` also accepts the activation's value instead of x.
 struct Same {
     static constexpr bool BY_VALUE = true;
     INLINE Vector value(Vector x) { return x; }
@@ -97,7 +98,7 @@ struct ReLU {  // NaN stays NaN
     INLINE Vector derivative(Vector x) { return x <= 0.0f ? (Vector){} : (Vector){} + 1.0f; }
 };
 
-// x * tanh(softplus(x)) with one exponential: tanh(log(1 + e)) = n / (n + 2), where n = e * (e + 2). From 20 on it is x.
+// x * tanh(softplus(x)) by one exponential: tanh(log(1 + e)) = n / (n + 2), n = e * (e + 2). From 20 on it is x.
 struct Mish {
     static constexpr bool BY_VALUE = false;
     INLINE Vector value(Vector x) {
@@ -128,8 +129,8 @@ void activate_backward(const T* x, const T* dy, T* dx, int64_t size, int64_t thr
         });
 }
 
-// x [N, H, W, C] -> y [N, H/2, W/2, C] and which of the four it was, the first of equals; a last odd row or column is
-// left out.
+// x [N, H, W, C] -> y [N, H/2, W/2, C] and, in `position`, which of the four pixels is the maximum (first of equals);
+// a last odd row or column is ignored.
 template <class Kind, class T>
 void pool(const T* x, T* y, uint8_t* position, int64_t n, int64_t h, int64_t w, int64_t c, int64_t threads) {
     const int64_t rows = h / 2, columns = w / 2;
@@ -152,7 +153,7 @@ void pool(const T* x, T* y, uint8_t* position, int64_t n, int64_t h, int64_t w, 
     }
 }
 
-// From x, or y where that is enough; dx must be zero in a last odd row or column.
+// `given`: y for kinds with BY_VALUE, else x. The caller must zero dx in a last odd row or column.
 template <class Kind, class T>
 void pool_backward(const T* given, const T* dy, const uint8_t* position, T* dx, int64_t n, int64_t h, int64_t w, int64_t c,
                    int64_t threads) {

@@ -1,14 +1,14 @@
-// Winograd's minimal filtering F(m x m, R x R), Lavin and Gray, arXiv 1509.09308: tiles of m outputs a side need
-// n = m + R - 1 inputs a side. y = A' [(G w G') * (B' x B)] A, where the product in the middle is a matrix product over
-// the channels for each of the n * n positions. Transform<R> with m, A', G, B and the transposes comes from
-// harness/cpu_kernels/build.py, before kernels.cpp and this file.
+// Winograd's minimal filtering F(m x m, R x R), Lavin and Gray, arXiv 1509.09308: tiles with m outputs per side
+// need n = m + R - 1 inputs per side. y = A' [(G w G') * (B' x B)] A, where * is a matrix product over the
+// channels for each of the n * n positions. build.py puts Transform<R>, with m, n, A', G, B' and transposes,
+// before kernels.cpp and this file.
 
 template <auto& matrix>
 constexpr int rows = std::extent_v<std::remove_reference_t<decltype(matrix)>, 0>;
 template <auto& matrix>
 constexpr int columns = std::extent_v<std::remove_reference_t<decltype(matrix)>, 1>;
 
-// Two rows (or columns) of a matrix that differ in signs alone, as those of the points p and -p do.
+// Whether rows (or columns) p and p + 1 differ only in signs, as those of the points p and -p do.
 template <auto& matrix>
 constexpr bool mirrored_rows(int p) {
     if (p + 1 >= rows<matrix>) return false;
@@ -24,7 +24,7 @@ constexpr bool mirrored_columns(int q) {
     return true;
 }
 
-// body(0), ... body(N - 1), each number known to the compiler.
+// Calls body(0), ... body(N - 1), each number a compile-time constant.
 template <class Body, int... i>
 INLINE void repeat(Body body, std::integer_sequence<int, i...>) {
     (body(std::integral_constant<int, i>()), ...);
@@ -34,14 +34,14 @@ INLINE void repeat(Body body) {
     repeat(body, std::make_integer_sequence<int, N>());
 }
 
-// One row or column: to = matrix from. Constants zero and one cost nothing, and what mirrored rows or columns have in
-// common is computed once.
+// One row or column: to = matrix * from. Factors zero and one cost nothing, and terms shared by mirrored rows or
+// columns are computed once.
 template <auto& matrix>
 INLINE void multiply(const Vector (&from)[columns<matrix>], Vector (&to)[rows<matrix>]) {
     constexpr int P = rows<matrix>, Q = columns<matrix>;
     if constexpr (P >= Q) {
         repeat<P>([&](auto p) {
-            if constexpr (p > 0 && mirrored_rows<matrix>(p - 1)) return;  // done together with the one before
+            if constexpr (p > 0 && mirrored_rows<matrix>(p - 1)) return;  // done with the previous row
             Vector same = {}, opposite = {};
             repeat<Q>([&](auto q) {
                 constexpr float factor = matrix[p][q];
@@ -81,7 +81,7 @@ INLINE void multiply(const Vector (&from)[columns<matrix>], Vector (&to)[rows<ma
     }
 }
 
-// to(p, r, .) = matrix from matrix', of a tile of vectors from(q, s).
+// to(p, r, value): value = element (p, r) of matrix * tile * matrix', for the tile of vectors from(q, s).
 template <auto& matrix, class From, class To>
 INLINE void transform(From from, To to) {
     constexpr int P = rows<matrix>, Q = columns<matrix>;
@@ -101,7 +101,7 @@ INLINE void transform(From from, To to) {
     }
 }
 
-// Images and how their outputs are cut into tiles: x [N, H, W, C], outputs [N, down * m, across * m, ...], cut at the end.
+// Division of outputs into down x across tiles of m x m pixels per image; the last ones are cropped to the output.
 struct Grid {
     int64_t down, across;
     int64_t image(int64_t tile) const { return tile / (down * across); }
@@ -109,8 +109,8 @@ struct Grid {
     int64_t column(int64_t tile) const { return tile % across; }
 };
 
-// `count` tiles, from the `first` on, of S x S pixels of x [N, H, W, C], m apart, the first pixel at -padding; zero
-// outside -> v [n * n, count, C], positions `step` apart.
+// Transforms `count` tiles, from tile `first` on, of S x S pixels of x [N, H, W, C], m pixels apart, the first pixel at
+// -padding, zero outside -> v [n * n, count, C], whose n * n positions are `step` floats apart.
 template <auto& matrix, int m>
 INLINE void gather(const float* x, int64_t h, int64_t w, int64_t c, Grid grid, int64_t padding, int64_t first,
                    int64_t count, float* v, int64_t step, int64_t threads) {
@@ -118,7 +118,7 @@ INLINE void gather(const float* x, int64_t h, int64_t w, int64_t c, Grid grid, i
     PARALLEL
     for (int64_t t = 0; t < count; ++t) {
         const int64_t tile = first + t, top = grid.row(tile) * m - padding, left = grid.column(tile) * m - padding;
-        int64_t pixel[S * S];  // where it begins, -1 outside
+        int64_t pixel[S * S];  // its offset in x, -1 outside
         for (int a = 0; a < S; ++a)
             for (int b = 0; b < S; ++b) {
                 const int64_t row = top + a, column = left + b;
@@ -135,7 +135,7 @@ INLINE void gather(const float* x, int64_t h, int64_t w, int64_t c, Grid grid, i
     }
 }
 
-// v [n * n, count, C] -> those tiles of y [N, H, W, C], a bias for each channel added where there is one.
+// v [n * n, count, C] -> the same tiles of y [N, H, W, C]; `bias` [C], unless null, is added.
 template <auto& matrix>
 INLINE void scatter(const float* v, int64_t step, const float* bias, int64_t first, int64_t count, Grid grid, float* y,
                     int64_t h, int64_t w, int64_t c, int64_t threads) {
@@ -161,8 +161,8 @@ constexpr int64_t ROWS = 8, WIDTH = 2 * LANES;
 constexpr int64_t ROWS = 4, WIDTH = LANES;
 #endif
 
-// out [rows, columns] = (or, where `add`, +=) sum over `depth` of a(row, d) b(d, column), rows a multiple of ROWS and
-// columns of LANES. Neighbours in a are `a_row` and `a_step` apart. b is [depth, columns], or where `packed`
+// out [rows, columns] = (+= if `add`) sum over `depth` of a(row, d) b(d, column), rows a multiple of ROWS and
+// columns of LANES. Strides of a: `a_row` per row, `a_step` per d. b is [depth, columns] or, if `packed`,
 // [columns / WIDTH, depth, WIDTH], whose last panel may be narrower.
 void product(const float* a, int64_t a_row, int64_t a_step, const float* b, bool packed, float* out, int64_t rows,
              int64_t columns, int64_t depth, bool add) {
@@ -191,9 +191,9 @@ void product(const float* a, int64_t a_row, int64_t a_step, const float* b, bool
     if (column < columns) panel(column, std::integral_constant<int64_t, LANES>());
 }
 
-constexpr int64_t apart(int64_t tiles, int64_t c) { return tiles * c + LANES; }  // not a power of two: caches
+constexpr int64_t apart(int64_t tiles, int64_t c) { return tiles * c + LANES; }  // LANES avoids cache conflicts
 
-// body(grid, first, count) for the tiles of m x m outputs of y [N, OH, OW, ...], `chunk` of them at a time.
+// Calls body(grid, first, count) for chunks of up to `chunk` tiles of m x m outputs of y [N, OH, OW, ...].
 template <int m, class Body>
 INLINE void in_chunks(int64_t n, int64_t oh, int64_t ow, int64_t chunk, Body body) {
     const Grid grid{(oh + m - 1) / m, (ow + m - 1) / m};
@@ -202,15 +202,15 @@ INLINE void in_chunks(int64_t n, int64_t oh, int64_t ow, int64_t chunk, Body bod
         body(grid, first, tiles - first < chunk ? tiles - first : chunk);
 }
 
-// y [N, OH, OW, K] from x [N, H, W, C] and transformed filters u, packed. Of `chunk` tiles at a time, a multiple of
-// ROWS, v and m are the transforms.
+// y [N, OH, OW, K] from x [N, H, W, C] and packed transformed filters u. v and m hold the transforms of `chunk` tiles
+// at a time; chunk is a multiple of ROWS.
 template <int R>
 void convolve(const float* x, const float* u, const float* bias, float* y, float* v, float* m, int64_t n, int64_t h,
               int64_t w, int64_t c, int64_t oh, int64_t ow, int64_t k, int64_t padding, int64_t chunk,
               int64_t threads) {
     using T = Transform<R>;
     in_chunks<T::M>(n, oh, ow, chunk, [&](Grid grid, int64_t first, int64_t count) {
-        const int64_t whole = (count + ROWS - 1) / ROWS * ROWS;  // what else is in these rows is not looked at
+        const int64_t whole = (count + ROWS - 1) / ROWS * ROWS;  // rows beyond count are never read back
         gather<T::B, T::M>(x, h, w, c, grid, padding, first, count, v, apart(chunk, c), threads);
         PARALLEL
         for (int64_t p = 0; p < T::N * T::N; ++p)
@@ -219,7 +219,7 @@ void convolve(const float* x, const float* u, const float* bias, float* y, float
     });
 }
 
-// du [n * n, K, C] from x [N, H, W, C] and the gradient dy [N, OH, OW, K].
+// Gradient du [n * n, K, C] of the transformed filters from x [N, H, W, C] and the gradient dy [N, OH, OW, K].
 template <int R>
 void correlate(const float* x, const float* dy, float* du, float* v, float* m, int64_t n, int64_t h, int64_t w,
                int64_t c, int64_t oh, int64_t ow, int64_t k, int64_t padding, int64_t chunk, int64_t threads) {
@@ -234,7 +234,7 @@ void correlate(const float* x, const float* dy, float* du, float* v, float* m, i
     });
 }
 
-// Filters w [K, R, R, C] -> u [n * n, C, K], packed; or, `turned` by 180 degrees, [n * n, K, C], as backward needs them.
+// Filters w [K, R, R, C] -> packed u [n * n, C, K]; if `turned`, rotated by 180 degrees, [n * n, K, C], for backward.
 template <int R>
 void filters(const float* w, float* u, int64_t k, int64_t c, int64_t turned, int64_t threads) {
     constexpr int P = Transform<R>::N, last = R * R - 1;

@@ -10,7 +10,7 @@ from harness.config import Trial
 
 @dataclass(frozen=True)
 class Draws:
-    """The random choices of one epoch: `rows` [n], `flips` bool [n], `shifts` [n, 2] in pixels; None where unused."""
+    """Random choices of an epoch: `rows` [n], `flips` bool [n], `shifts` [n, 2] (row, column) in pixels, or None."""
 
     rows: torch.Tensor
     flips: torch.Tensor | None
@@ -18,7 +18,7 @@ class Draws:
 
     @classmethod
     def of(cls, rows: torch.Tensor, trial: Trial, seed: int) -> "Draws":
-        """Drawn on the CPU, so that every device sees the same ones."""
+        """Draw the choices of an epoch on the CPU, so that they are the same on every device."""
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(rows), generator=generator)
         flips = torch.rand(len(rows), generator=generator) < 0.5

@@ -1,6 +1,6 @@
-"""Images on the device, and the batches that a step or an evaluation makes of them.
+"""Images on the device, and the batches that training and evaluation take from them.
 
-Images stay uint8 [N, H, W, C]; normalisation works on the batch tensor, on the device.
+Images stay uint8 [N, H, W, 3]; batches are normalised on the device.
 """
 
 from dataclasses import dataclass
@@ -15,25 +15,25 @@ from harness.data.dataset import Dataset, load_dataset
 
 @dataclass(frozen=True)
 class DeviceSplit:
-    """Labels [M] and images uint8 [M, H, W, 3], of which `rows` are meant; too many images stay off the device."""
+    """A split: its `rows` [N] in images uint8 [M, H, W, 3] and labels [M]; large image sets stay in host memory."""
 
     images: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
 
     def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and labels of these rows, on the device of `rows`."""
+        """Images [B, H, W, 3] and labels [B] of rows [B], on the device of `rows`."""
         return self.images[rows.to(self.images.device)].to(rows.device), self.labels[rows]
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one."""
+    """The device of that name; `auto` is cuda if there is a GPU, else cpu."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 @lru_cache(maxsize=1)
 def device_data(data_json: str, device: str) -> tuple[Dataset, dict[str, DeviceSplit]]:
-    """The data set and its splits as tensors; a process that runs trial after trial loads it once."""
+    """The data set and its splits as tensors; loaded once by a process that runs several trials."""
     data = load_dataset(Data.model_validate_json(data_json))
     return data, on_device(data, device)
 
@@ -41,8 +41,8 @@ def device_data(data_json: str, device: str) -> tuple[Dataset, dict[str, DeviceS
 def on_device(data: Dataset, device: str) -> dict[str, DeviceSplit]:
     """The splits `train`, `validation` and `test` as tensors.
 
-    On a GPU all images are moved there if that leaves half of its free memory to the network; on a CPU the tensors map
-    the machine's cache, one copy for all processes.
+    Images move to a GPU if they fit in half of its free memory; on a CPU the tensors map the cached files, so that all
+    processes share one copy.
     """
     images_device = device
     if device.startswith("cuda"):
@@ -60,17 +60,17 @@ def on_device(data: Dataset, device: str) -> dict[str, DeviceSplit]:
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    """Shares the mapped memory; copy-on-write, because PyTorch has no read-only tensors."""
+    """A tensor that shares mapped memory; copy-on-write, because PyTorch has no read-only tensors."""
     if isinstance(array, np.memmap) and array.filename is not None:
         array = np.load(array.filename, mmap_mode="c")
     return torch.from_numpy(array)
 
 
 class Normalizer:
-    """uint8 images [N, H, W, 3] -> normalised float images [N, 3, H, W] in that memory format."""
+    """uint8 images [N, H, W, 3] -> normalised float images [N, 3, H, W] in `memory_format`."""
 
     def __init__(self, normalization: Normalization, device: torch.device, memory_format: str = "channels_last"):
-        # pixel / 255 - mean) / std as one multiplication and one addition
+        # (pixel / 255 - mean) / std as one multiplication and one addition
         scale = [1 / (255 * std) for std in normalization.std]
         shift = [-mean / std for mean, std in zip(normalization.mean, normalization.std, strict=True)]
         self.scale = torch.tensor(scale, device=device)

@@ -19,7 +19,7 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Decoded:
-    """Images uint8 [N, H, W, 3] and labels int64 [N], in a fixed order; without a test part, `test` is None."""
+    """(images uint8 [N, H, W, 3], labels int64 [N]) in a fixed order; `test` is None where there is no test split."""
 
     classes: tuple[str, ...]
     train: tuple[np.ndarray, np.ndarray]
@@ -40,7 +40,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training, validation and test images. `fingerprint` tells two data sets or splits apart."""
+    """Training, validation and test splits. `fingerprint` identifies the images and the split."""
 
     name: str
     classes: tuple[str, ...]
@@ -55,12 +55,15 @@ class Dataset:
 
 
 def dataset_identity(data: Data) -> str:
-    """What the files are, without reading them; BadInput where they are missing."""
+    """A text that identifies the files without decoding them. Raises BadInput where they are missing."""
     return str(plugins.load("harness.data.datasets", data.name, "identity")(data))
 
 
 def load_dataset(data: Data, progress: OnProgress | None = None) -> Dataset:
-    """The data set that `data` names, from the cache or decoded into it."""
+    """Load the data set of `data` from the cache, after decoding it into the cache if needed.
+
+    Raises BadInput where files are missing or unreadable, or cannot be split as `data` says.
+    """
     decode = plugins.load("harness.data.datasets", data.name, "decode")
     folder = (
         cache_folder("datasets")
@@ -79,7 +82,10 @@ def load_dataset(data: Data, progress: OnProgress | None = None) -> Dataset:
 
 
 def dataset_of(decoded: Decoded, data: Data) -> Dataset:
-    """A data set of images in memory, split as `data` says (`limit`, `classes`, `validation`, `split_seed`)."""
+    """Make a data set from images in memory, split by `limit`, `classes`, `validation` and `split_seed` of `data`.
+
+    Raises BadInput where there are fewer than two classes, unknown `classes`, or too few images to hold out.
+    """
     parts = {"train": decoded.train, "test": decoded.test}
     arrays = {f"{part}_images": images for part, (images, _) in ((p, a) for p, a in parts.items() if a is not None)}
     arrays |= {f"{part}_labels": labels for part, (_, labels) in ((p, a) for p, a in parts.items() if a is not None)}
@@ -140,7 +146,7 @@ def _split(data: Data, classes: tuple[str, ...], digest: str, arrays: dict[str, 
 def _chosen(
     data: Data, classes: tuple[str, ...], arrays: dict[str, np.ndarray]
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """(the chosen classes, the arrays with labels that count them); -1 labels images of other classes."""
+    """(chosen classes, arrays with labels that index them); images of other classes get label -1."""
     assert data.classes is not None
     for number, name in enumerate(data.classes):
         if name not in classes:
@@ -155,7 +161,7 @@ def _chosen(
 def _hold_out(
     labels: np.ndarray, rows: np.ndarray, data: Data, purpose: str, classes: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out) rows, the fraction `data.validation` of each class drawn from the recorded seed."""
+    """(remaining, held out) rows; draws the fraction `data.validation` of each class with `data.split_seed`."""
     held_out = []
     for c, name in enumerate(classes):
         own = rows[labels[rows] == c]

@@ -19,7 +19,7 @@ Shown = Iterator[tuple[str, str, "Figure"]]  # file name, caption, figure
 
 
 def of_trials(run: RunDirectory, recorded: RunRecord, records: list[TrialRecord]) -> Shown:
-    """Curves, where the time went, and what was searched."""
+    """Validation curves, breakdown of the time, and searched parameters."""
     import pandas as pd
 
     from harness.reporting import figures
@@ -66,7 +66,7 @@ def of_ablation(
     findings: list[Finding],
     accuracies: Mapping[str, list[float]],
 ) -> Shown:
-    """The findings about the claims, and the curves behind them; `accuracies`: of each variant's tested trials."""
+    """The findings about the claims and the curves behind them; `accuracies`: test accuracy (fraction) by variant."""
     import pandas as pd
 
     from harness.reporting import figures
@@ -118,7 +118,7 @@ def of_ablation(
 
 
 def of_export(run: RunDirectory, manifest: Manifest) -> Shown:
-    """What the exported network is right and wrong about."""
+    """Accuracy by class, confusion matrix and most confident mistakes of the exported network."""
     import numpy as np
 
     from harness.reporting import inference_figures, pictures
@@ -137,7 +137,9 @@ def of_export(run: RunDirectory, manifest: Manifest) -> Shown:
     images = run.exported_folder(manifest.id) / "mistakes.npy"
     wrong = manifest.mistakes
     if wrong and wrong.images and storage.is_intact(images, wrong.sha256):
-        caption = "Test images that it is most confidently wrong about: predicted class, its probability, true class."
+        caption = (
+            "Misclassified test images with the highest probability: predicted class, its probability, true class."
+        )
         yield "mistakes", caption, pictures.mistake_grid(np.load(images), wrong.images)
 
 
@@ -147,11 +149,11 @@ def of_inference(
     recommended: Recommendation | None,
     profiled: "pd.DataFrame | None",
 ) -> Shown:
-    """Accuracy against what an answer costs; `profiled`: rows of inference_operators.csv."""
+    """Accuracy against throughput and latency; from inference_summary.csv, inference.csv, inference_operators.csv."""
     from harness.reporting import inference_figures
 
     measured = summary.dropna(subset=["batch_size"])
-    if "scope" in measured:  # figures are of the one that is recommended for, which comes first
+    if "scope" in measured:  # only the scope that the recommendation targets, which comes first
         measured = measured[measured["scope"] == measured["scope"].iloc[0]]
         rounds = rounds[rounds["scope"] == measured["scope"].iloc[0]]
     timed = rounds["scope"].iloc[0]
@@ -159,8 +161,7 @@ def of_inference(
     asked, least = recommended.batch_size if recommended else largest, int(min(measured["batch_size"]))
     yield (
         "accuracy_throughput",
-        f"Accuracy on the test images against throughput in batches of {asked}, {timed}. On the "
-        "line is what nothing else surpasses in both.",
+        f"Accuracy on the test images against throughput in batches of {asked}, {timed}. The line is the Pareto front.",
         inference_figures.accuracy_against(measured, "images_per_second", asked),
     )
     yield (
@@ -196,13 +197,13 @@ def histories_of(run: RunDirectory, records: list[TrialRecord]) -> "pd.DataFrame
 
 
 def _plain(finding: Finding) -> dict[str, object]:
-    """For a table."""
+    """The finding as a table row."""
     interval = {name: getattr(finding.difference, name) for name in ("mean", "low", "high")}
     return {"claim": finding.says, "settled": finding.verdict != "not settled", "metric": finding.metric, **interval}
 
 
 def _base(record: TrialRecord, name: str) -> object:
-    """The value that sample 0 has of a parameter: its configuration's; options left alone are the network's own."""
+    """A parameter's value in sample 0, from its configuration; "default" for an option that it does not set."""
     value: object = record.config
     for part in name.split("."):
         if not isinstance(value, Mapping) or part not in value:

@@ -1,4 +1,4 @@
-"""The report's figures of trials, drawn with seaborn from tables: each takes data and returns a matplotlib Figure."""
+"""The report's figures of trials, drawn with seaborn: each function takes a table and returns a matplotlib Figure."""
 
 import io
 import textwrap
@@ -19,7 +19,7 @@ sns.set_theme(style="whitegrid", context="notebook", palette="colorblind", font_
 
 
 WIDTH = 7.5  # inches; the page shows them at most this wide
-MOST_LINES = 12  # more trials than that get one colour each no longer
+MOST_LINES = 12  # more groups share a continuous palette without legend
 
 
 def validation_curves(histories: pd.DataFrame) -> Figure:
@@ -53,14 +53,14 @@ def validation_curves(histories: pd.DataFrame) -> Figure:
 
 
 def _limit_loss(axis: Axes, losses: pd.Series) -> None:
-    """One diverging trial must not squeeze the others into a line."""
+    """Limit the loss axis, so that one diverging trial does not flatten the other curves."""
     finite = losses[np.isfinite(losses)]
     if len(finite) and finite.max() > 4 * finite.quantile(0.9):
         axis.set_ylim(top=2 * finite.quantile(0.9))
 
 
 def time_breakdown(table: pd.DataFrame) -> Figure:
-    """Where the time went. `table`: columns trial, kind, seconds; many trials become one bar of their means."""
+    """Time of each trial by kind. `table`: columns trial, kind, seconds; many trials are averaged into one bar."""
     trials = table["trial"].nunique()
     if trials > 2 * MOST_LINES:
         means = table.groupby("kind", sort=False)["seconds"].sum() / trials
@@ -87,7 +87,7 @@ def time_breakdown(table: pd.DataFrame) -> Figure:
 
 
 def claim_differences(table: pd.DataFrame) -> Figure:
-    """`table`: columns claim, settled, metric, mean, low, high (fractions); one line a claim, the first on top."""
+    """`table`: columns claim, settled, metric, mean, low, high (fractions); one line per claim, the first on top."""
     figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.42 * len(table)), layout="constrained")
     positions = np.arange(len(table))[::-1]
     colour = sns.color_palette("colorblind")[0]
@@ -108,7 +108,7 @@ def claim_differences(table: pd.DataFrame) -> Figure:
 
 
 def variant_accuracies(table: pd.DataFrame, estimates: Mapping[str, Any], published: Mapping[str, float]) -> Figure:
-    """`table`: columns variant, value (fraction), a row a trial; `estimates`: mean, low, high by variant."""
+    """`table`: columns variant, value (fraction), one row per trial; `estimates`: mean, low, high by variant."""
     figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.36 * len(estimates)), layout="constrained")
     places = {name: len(estimates) - 1 - i for i, name in enumerate(estimates)}
     dots, means, crosses = sns.color_palette("colorblind")[7], sns.color_palette("colorblind")[0], "#b2182b"
@@ -136,14 +136,14 @@ def variant_accuracies(table: pd.DataFrame, estimates: Mapping[str, Any], publis
 
 
 def losses(histories: pd.DataFrame) -> Figure:
-    """Training and validation loss of two variants, as far as all trials of each go: a mean of those that went on would
-    be of others. `histories` as for validation_curves."""
+    """Training and validation loss of two variants, up to the epoch that all trials of each reached: beyond it, the
+    mean would be over fewer trials. `histories` as for validation_curves, with train_loss."""
     ends = histories.groupby(["group", "trial"])["epoch"].max().groupby("group").min()
     histories = histories[histories["epoch"] <= histories["group"].map(ends)]
     long = histories.melt(["trial", "group", "epoch"], ["train_loss", "val_loss"], "part", "loss")
     long["part"] = long["part"].map({"train_loss": "training", "val_loss": "validation"})
     figure, axis = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
-    long["epoch"] = long["epoch"].round(2)  # half an epoch is no whole number of steps
+    long["epoch"] = long["epoch"].round(2)  # half an epoch may not be a whole number of steps
     sns.lineplot(long, x="epoch", y="loss", hue="group", style="part", errorbar=("pi", 100), ax=axis)
     axis.set(xlabel="epoch", ylabel="loss (band: all seeds)")
     _limit_loss(axis, long["loss"])
@@ -173,7 +173,7 @@ def accuracy_over_training(histories: pd.DataFrame, published: float) -> Figure:
 
 
 def train_against_test(table: pd.DataFrame, order: Sequence[str]) -> Figure:
-    """`table`: columns variant, part (train, test), accuracy (fraction); a row a trial and part."""
+    """`table`: columns variant, part (train, test), accuracy (fraction); one row per trial and part."""
     figure, axis = plt.subplots(figsize=(WIDTH, 3.0), layout="constrained")
     rows = table.assign(percent=100 * table["accuracy"], part=table["part"].map({"train": "training", "test": "test"}))
     sns.pointplot(
@@ -184,10 +184,10 @@ def train_against_test(table: pd.DataFrame, order: Sequence[str]) -> Figure:
         order=order,
         errorbar=("pi", 100),
         linestyle="none",
-        dodge=0.4,  # where stripplot puts two
+        dodge=0.4,  # as stripplot places two hues
         ax=axis,
     )
-    drawn = {"order": order, "dodge": True, "jitter": False}  # its jitter is another at each drawing
+    drawn = {"order": order, "dodge": True, "jitter": False}  # random jitter would differ between drawings
     sns.stripplot(rows, x="variant", y="percent", hue="part", alpha=0.6, legend=False, ax=axis, **drawn)
     axis.set(xlabel="", ylabel="accuracy, %")
     sns.move_legend(axis, "upper left", bbox_to_anchor=(1.02, 1), title=None, frameon=False)
@@ -195,10 +195,10 @@ def train_against_test(table: pd.DataFrame, order: Sequence[str]) -> Figure:
 
 
 def parallel_parameters(table: pd.DataFrame, metric: str) -> Figure:
-    """Parallel coordinates: a line a trial over its parameters, coloured by `metric`, the last axis.
+    """Parallel coordinates: one line per trial over its parameters, coloured by `metric`, the last axis.
 
-    `table`: one column a parameter, and `metric`. Numbers are placed by rank-free scale (logarithmic where all are
-    positive and span over a factor of 20), others by category.
+    `table`: one column per parameter, and `metric`. Numbers are placed on a linear scale (logarithmic where all are
+    positive and span more than a factor of 20), other values by category.
     """
     columns = [*[c for c in table.columns if c != metric], metric]
     figure, axis = plt.subplots(figsize=(max(WIDTH, 1.5 * len(columns)), 3.8), layout="constrained")
@@ -231,7 +231,7 @@ def parallel_parameters(table: pd.DataFrame, metric: str) -> Figure:
 
 
 def _scale(values: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """(places in [0, 1], ticks) of one axis."""
+    """(positions in [0, 1], ticks) of one axis."""
     numeric = pd.to_numeric(values, errors="coerce")
     if numeric.notna().all() and not values.map(lambda v: isinstance(v, bool)).any():
         numbers = numeric.to_numpy(dtype=float)
@@ -252,7 +252,7 @@ def _scale(values: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file; it is empty afterwards."""
+    """The figure as the bytes of a PNG file; clears and closes the figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     figure.clear()

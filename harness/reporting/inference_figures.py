@@ -1,4 +1,4 @@
-"""The report's figures of exports and inference: each takes data and returns a matplotlib Figure."""
+"""The report's figures of exports and inference: each function takes data and returns a matplotlib Figure."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from harness.reporting.figures import WIDTH
 
 
 def confusion_matrix(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
-    """`counts`: test images by [true class][predicted class]; as shares of each true class, the classes' own order."""
+    """`counts`: test images by [true class][predicted class]; drawn as % of each true class, in the order given."""
     shares = 100 * np.asarray(counts) / np.maximum(1, np.asarray(counts).sum(1, keepdims=True))
     few = len(classes) <= 20
     figure, axis = plt.subplots(figsize=(WIDTH, 0.8 * WIDTH), layout="constrained")
@@ -60,7 +60,7 @@ def accuracy_against(summary: pd.DataFrame, cost: str, batch_size: int) -> Figur
 
 
 def operators(table: pd.DataFrame, milliseconds: Mapping[str, float]) -> Figure:
-    """`table`: rows of inference_operators.csv; `milliseconds`: measured a call by backend, which its shares divide."""
+    """`table`: rows of inference_operators.csv; `milliseconds`: measured per call, by backend, split by share."""
     shares = table.groupby(["backend", "kind"])["share"].sum().unstack().fillna(0.0)
     shares = shares.loc[[name for name in milliseconds if name in shares.index]]
     parts = shares.mul([milliseconds[name] for name in shares.index], axis=0)
@@ -77,7 +77,7 @@ def operators(table: pd.DataFrame, milliseconds: Mapping[str, float]) -> Figure:
 
 
 def latency_by_batch_size(rounds: pd.DataFrame) -> Figure:
-    """`rounds`: rows of inference.csv; milliseconds a call, median with the range of the rounds."""
+    """`rounds`: rows of inference.csv; draws milliseconds per call, the median and range of the rounds."""
     rows = rounds[rounds["backend"] != "torch_eager_again"].copy()
     rows["latency_ms"] = 1000 * rows["seconds"] * rows["batch_size"] / rows["images"]
     rows["runtime"] = rows["backend"] + " (" + rows["device"] + ")"
@@ -104,7 +104,7 @@ def latency_by_batch_size(rounds: pd.DataFrame) -> Figure:
 
 
 def accuracy_by_class(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
-    """`confusion`: test images by [true class][predicted class]."""
+    """`confusion`: test images by [true class][predicted class]; of more than 30 classes, the best and worst 15."""
     counts = np.asarray(confusion)
     table = pd.DataFrame({"class": list(classes), "accuracy": 100 * counts.diagonal() / counts.sum(1)})
     table = table.sort_values("accuracy", ascending=False)

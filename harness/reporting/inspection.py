@@ -1,4 +1,4 @@
-"""What a trained network sees in an image: filters, activations, predicted classes."""
+"""Applies a trained network to an image: draws filters and activations, prints the predicted classes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 
 class Inspect(StageConfig):
-    image: Path = Field(description="the image")
-    trial: str | None = Field(None, description="id of a finished trial; default: the winner's best")
-    channels: int = Field(32, ge=1, description="shown at most, of filters and activations")
+    image: Path = Field(description="path of the image file")
+    trial: str | None = Field(None, description="id of a finished trial; default: the one that is exported")
+    channels: int = Field(32, ge=1, description="maximum number of filters and activations shown")
 
 
 def inspect_trial(config: Inspect) -> int:
+    """Write the figures and print the predicted classes. Raises BadInput where the image or trial is missing."""
     from harness.run.directory import RunDirectory
 
     run = RunDirectory.existing(config.run)
@@ -63,7 +64,7 @@ def inspect_trial(config: Inspect) -> int:
 
 
 def chosen(run: "RunDirectory", trial: str | None, metric: str) -> "TrialRecord":
-    """The record of the trial, by default the one that is exported; BadInput where there is none with weights."""
+    """The trial's record, by default the exported one's. Raises BadInput where none has finished or has weights."""
     from harness.run.records import WEIGHTS_FILE
     from harness.stats.ranking import rank, winning_trial
 
@@ -83,8 +84,8 @@ def chosen(run: "RunDirectory", trial: str | None, metric: str) -> "TrialRecord"
 def seen(
     network: "nn.Module", images: "torch.Tensor"
 ) -> "tuple[torch.Tensor, list[tuple[str, torch.Tensor, torch.Tensor]]]":
-    """(logits [classes], of each convolution in the order in which they answer: name, filters [K, C, R, R], answer to
-    the first image [K, H, W]). BadInput where the network has no convolution."""
+    """(logits [classes] of the first image, and for each convolution in execution order: name, filters [K, C, R, R] and
+    output for the first image [K, H, W]). Raises BadInput where the network has no convolution."""
     import torch
     from torch import nn
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config.keys import flatten
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
 from harness.run.records import RunRecord, TrialRecord
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenRun:
-    """Each property reads the files anew: a run may go on meanwhile."""
+    """Each property reads the files again at each access: the run may still be in progress."""
 
     directory: RunDirectory
 
@@ -32,28 +31,28 @@ class OpenRun:
 
     @property
     def record(self) -> RunRecord:
-        """run.json"""
+        """The contents of run.json."""
         return self.directory.recorded()
 
     @property
     def records(self) -> list[TrialRecord]:
-        """trial.json of each trial that has ended."""
+        """The trial.json of each trial that has ended."""
         return self.directory.trials()
 
     @property
     def trials(self) -> "pd.DataFrame":
-        """A row a trial that has ended, with the columns of trials.csv."""
+        """One row per trial that has ended, with the columns of trials.csv."""
         import pandas as pd
 
-        return pd.DataFrame([flatten(record.to_json(), keep_lists=True) for record in self.records])
+        return pd.DataFrame([record.row() for record in self.records])
 
     def history(self, trial: str) -> "pd.DataFrame":
-        """A row a validation of that trial."""
+        """One row per validation of that trial."""
         return self.directory.history(trial)
 
     @property
     def ranking(self) -> list[Ranked]:
-        """Configurations, best first; `tied` are those that cannot be told apart from the best."""
+        """Configurations, best first; `tied`: not distinguishable from the best at 95 %."""
         return rank(self.records, self.record.metric)
 
     @property
@@ -65,25 +64,25 @@ class OpenRun:
 
     @property
     def winner(self) -> TrialRecord | None:
-        """Of the best configuration the trial with the best validation: the one that is exported."""
+        """The best configuration's trial with the best validation, which is exported; None if none has finished."""
         ranked = self.ranking
         return winning_trial(ranked[0], self.record.metric) if ranked else None
 
     @property
     def manifest(self) -> Manifest | None:
-        """Of the winner's export, None where it is not exported."""
+        """The manifest of the winner's export; None if it is not exported."""
         winner = self.winner
         file = self.directory.exported_folder(winner.id) / "manifest.json" if winner else None
         return Manifest.read(file) if file and file.is_file() else None
 
     @property
     def files(self) -> dict[str, Path]:
-        """The winner's exported files by name."""
+        """Paths of the winner's exported files, by name; empty if it is not exported."""
         manifest = self.manifest
         folder = self.directory.exported_folder(manifest.id) if manifest else Path()
         return {name: folder / name for name in manifest.files} if manifest else {}
 
 
 def open_run(path: Path | str) -> OpenRun:
-    """The run in that directory; BadInput where there is none."""
+    """Open a run directory for reading. Raises BadInput where `path` has no run.json."""
     return OpenRun(RunDirectory.existing(Path(path).expanduser().absolute()))

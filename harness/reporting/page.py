@@ -1,4 +1,4 @@
-"""The report of a run: figures and report/index.html, drawn from the run directory alone. Imports no torch."""
+"""The report of a run: figures and report/index.html, from the run directory alone. Does not import torch."""
 
 import base64
 import itertools
@@ -31,7 +31,7 @@ SHOWN_STATUS = ("finished", "stopped", "diverged", "oom", "failed")
 
 @dataclass(frozen=True)
 class VariantRow:
-    """A variant of an ablation over its seeds: test accuracy, what others published, overfitting, cost."""
+    """A variant of an ablation over its seeds: test accuracy, published accuracy (fractions), gap, cost."""
 
     variant: str
     published: float | None
@@ -58,7 +58,7 @@ class VariantRow:
 
 
 def write_report(run: RunDirectory, progress: "Progress") -> None:
-    """Draw what the run directory holds; the page says which stages have written nothing yet."""
+    """Write the report of the run directory; the page states which stages have no results yet."""
     progress.status("drawing the report")
     recorded, records = run.recorded(), run.trials()
     ranked = rank(records, recorded.metric)
@@ -92,7 +92,7 @@ def write_report(run: RunDirectory, progress: "Progress") -> None:
         summary=[] if summary is None else summary.to_dict("records"),
         verdict=recommended,
         figures=_written(run, itertools.chain(*shown)),
-        configurations={r.id: " ".join(f"{k}={_number(v)}" for k, v in r.parameters.items()) for r in records},
+        configurations={r.id: " ".join(f"trial.{k}={_number(v)}" for k, v in r.parameters.items()) for r in records},
         environment=flatten(recorded.environment),
     )
     storage.write_atomically(run.path / "report" / "index.html", page)
@@ -108,7 +108,7 @@ def _template() -> "Template":
 
 
 def _written(run: RunDirectory, shown: Iterable[tuple[str, str, "Figure"]]) -> dict[str, tuple[str, str]]:
-    """Figures as files of the run; by name the caption, and the PNG as base64."""
+    """Write the figures as PNG files; returns (caption, PNG as base64) by name."""
     from harness.reporting.figures import png
 
     figures = {}
@@ -135,13 +135,13 @@ def variants_of(recorded: RunRecord, records: Sequence[TrialRecord]) -> list[Var
 
 
 def _table(run: RunDirectory, name: str, winner: str | None) -> "pd.DataFrame | None":
-    """A table of measurements, of the winner's files alone: a run may have measured earlier winners too."""
+    """The winner's rows of a benchmark table (a run may have measured earlier winners); None if absent or corrupt."""
     import pandas as pd
 
     if winner is None or not (run.path / name).is_file():
         return None
     if not run.is_benchmark_intact(name):
-        run.notice(f"{run.path / name}: is corrupt, or its benchmark has not ended; left out")
+        run.notice(f"{run.path / name}: is corrupt, or its benchmark is unfinished; left out")
         return None
     table = pd.read_csv(run.path / name)
     table = table[table["artifact"].str.startswith(f"{winner}/")]
@@ -149,7 +149,7 @@ def _table(run: RunDirectory, name: str, winner: str | None) -> "pd.DataFrame | 
 
 
 def _recommendation(run: RunDirectory, winner: str | None) -> Recommendation | None:
-    """Of the benchmark, if it measured the winner."""
+    """The benchmark's recommendation, if it measured the winner."""
     if not run.is_benchmark_intact("verdict.json"):
         return None
     found = Recommendation.read(run.path / "verdict.json")
@@ -157,7 +157,7 @@ def _recommendation(run: RunDirectory, winner: str | None) -> Recommendation | N
 
 
 def accuracy_on_test(one: Ranked) -> Estimate | None:
-    """Test accuracy of a configuration over its seeds, where it was read."""
+    """Test accuracy (fraction) of a configuration over its seeds; None if the test split was not read."""
     values = [r.metrics.of("test_accuracy") for r in one.records if r.metrics.test_accuracy is not None]
     return seeds_interval(values) if values else None
 
@@ -170,9 +170,9 @@ def _sentence(ranked: list[Ranked], metric: str) -> str:
     text += f", test accuracy {_interval(test, 'test_accuracy')}." if test else "; the test set was not read."
     tied = [one.name for one in ranked if one.tied]
     if best.estimate.n > 1 and tied:
-        text += f" Not told apart from it: {', '.join(tied)}."
+        text += f" Tied with it at 95 %: {', '.join(tied)}."
     elif tied:
-        text += " One run each: which configuration is really best cannot be told."
+        text += " One seed each: the ranking is not statistically supported."
     return text
 
 
@@ -181,7 +181,7 @@ def _percent(value: float | None) -> str:
 
 
 def _interval(estimate: Estimate, metric: str) -> str:
-    """Mean and interval; that of an accuracy ends at 0 and 1, which a t-interval of few runs does not know."""
+    """Mean and interval, clipped to the metric's range, which a t-interval over few seeds may exceed."""
     if math.isnan(estimate.low):
         return f"{estimate.mean:.4f}"
     low, high = max(0.0, estimate.low), estimate.high

@@ -1,4 +1,4 @@
-"""Images side by side, and what a network makes of them: each function takes arrays and returns a matplotlib Figure."""
+"""Grids of images, filters and activations: each function takes arrays and returns a matplotlib Figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from harness.reporting.figures import WIDTH
 
 
 def mistake_grid(images: np.ndarray, described: Sequence[Mapping[str, Any]]) -> Figure:
-    """`images` uint8 [N, H, W, 3]; `described`: label, predicted, probability of each."""
+    """`images` uint8 [N, H, W, 3]; `described`: label, predicted class and probability (fraction) of each."""
     columns = min(6, len(images))
     lines = -(-len(images) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(WIDTH, 1.75 * lines), layout="constrained", squeeze=False)
@@ -24,7 +24,7 @@ def mistake_grid(images: np.ndarray, described: Sequence[Mapping[str, Any]]) -> 
 
 
 def filter_grid(weights: np.ndarray, name: str) -> Figure:
-    """`weights` [K, C, R, R]: in colour where C is 3, each stretched to its own range; else the mean over C."""
+    """`weights` [K, C, R, R]: in colour where C is 3, else the mean over C; each is scaled to its own range."""
     images = weights.transpose(0, 2, 3, 1) if weights.shape[1] == 3 else weights.mean(1)
     low, high = (f(images.reshape(len(images), -1), 1).reshape(-1, *[1] * (images.ndim - 1)) for f in (np.min, np.max))
     title = f"{len(images)} filters of convolution {name}"
@@ -32,7 +32,7 @@ def filter_grid(weights: np.ndarray, name: str) -> Figure:
 
 
 def activation_grid(image: np.ndarray, answers: np.ndarray, name: str) -> Figure:
-    """`image` uint8 [H, W, 3] and what a convolution answers to it, [K, H', W']: negative blue, positive red."""
+    """`image` uint8 [H, W, 3]; `answers`: a convolution's output [K, H', W'], negative blue, positive red."""
     reach = float(np.quantile(np.abs(answers), 0.99)) or 1.0
     title = f"The image, and {len(answers)} channels of convolution {name} ({answers.shape[1]}x{answers.shape[2]})"
     return _tiles([image, *answers], title, cmap="RdBu_r", vmin=-reach, vmax=reach)

@@ -22,7 +22,7 @@ def save_weights(path: Path, state: Mapping[str, "torch.Tensor"]) -> str:
 
 
 def load_weights(path: Path, expected_sha256: str | None = None) -> dict[str, "torch.Tensor"]:
-    """Read a state dict; ValueError where the file is not the one that was written."""
+    """Read a state dict. Raises ValueError where the file's SHA-256 is not the expected one."""
     from safetensors.torch import load
 
     content = path.read_bytes()
@@ -32,8 +32,8 @@ def load_weights(path: Path, expected_sha256: str | None = None) -> dict[str, "t
     return load(content)
 
 
-# A checkpoint's name has its sequence number and the beginning of its SHA-256: which is newest depends on no clock, and
-# whether it is whole on no other file.
+# A checkpoint's name has its sequence number and the first half of its SHA-256: finding the newest needs no clock, and
+# checking that it is intact needs no other file.
 _GENERATION = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{32})\.safetensors")
 
 
@@ -43,9 +43,9 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, sequence: int, tensors: Mapping[str, "torch.Tensor"], about: Any) -> None:
-    """Write a checkpoint, and once it reads back as it was written remove all but the one before it.
+    """Write a checkpoint, verify it by reading it back, then remove all older ones but the previous.
 
-    `about`: what JSON can hold. OSError where the disk is full or fails; earlier checkpoints are there still.
+    `about`: a JSON value. Raises OSError where the disk is full or fails; earlier checkpoints then remain.
     """
     from safetensors.torch import save
 
@@ -54,19 +54,19 @@ def save_checkpoint(folder: Path, sequence: int, tensors: Mapping[str, "torch.Te
     path = folder / f"checkpoint-{sequence:08d}-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
     write_atomically(path, content)
     if not _named(path, sha256(path)):
-        raise OSError(f"{path}: does not read back as it was written")
+        raise OSError(f"{path}: verification failed: the file on disk differs from what was written")
     for old in checkpoint_files(folder)[2:]:
         old.unlink()
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, "torch.Tensor"], Any]:
-    """(tensors, `about`); ValueError where the checkpoint is torn."""
+    """Read (tensors, `about`). Raises ValueError where the checkpoint is corrupt."""
     from safetensors.torch import load
 
     content = path.read_bytes()
     if not _named(path, hashlib.sha256(content).hexdigest()):
-        raise ValueError(f"{path}: is not what its name says that was written")
-    header = content[8 : 8 + int.from_bytes(content[:8], "little")]  # of which the library gives no bytes' metadata
+        raise ValueError(f"{path}: corrupt: its SHA-256 differs from the one in its name")
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]  # safetensors returns no metadata of bytes
     return load(content), json.loads(json.loads(header)["__metadata__"]["about"])
 
 
@@ -76,6 +76,6 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def _named(path: Path, digest: str) -> bool:
-    """Whether a checkpoint's name has that SHA-256."""
+    """Whether a checkpoint's name contains the beginning of this SHA-256."""
     named = _GENERATION.fullmatch(path.name)
     return named is not None and digest[:32] == named[2]

@@ -1,4 +1,4 @@
-"""The run directory: where each file is, which commands work on it, which trials it holds."""
+"""The run directory: the paths of its files, its lock, its configuration and its trials."""
 
 import contextlib
 import os
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config import BadInput
-from harness.config.keys import flatten
 from harness.run import checkpoints, storage
 from harness.run.records import (
     HISTORY_FILE,
@@ -32,7 +31,7 @@ BENCHMARKED = Path("exported") / "benchmarked.json"
 
 
 class RunDirectory:
-    """One run's files. Nothing is created before `create`."""
+    """The files of one run. Nothing is written before `create` or `locked`."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -41,7 +40,7 @@ class RunDirectory:
 
     @classmethod
     def existing(cls, path: Path) -> "RunDirectory":
-        """A run that is there; BadInput otherwise."""
+        """An existing run. Raises BadInput where there is no run.json."""
         run = cls(path)
         if not run.configuration_file.is_file():
             raise BadInput(f"run={path}: no run directory (it has no run.json); give one that harness.tune has made")
@@ -58,7 +57,7 @@ class RunDirectory:
         return self.path / "exported" / trial_id
 
     def configuration(self) -> RunRecord | None:
-        """run.json, its copy where it is corrupt, None where there is none yet. BadInput where both are corrupt."""
+        """run.json, or its copy if run.json is corrupt; None for a new run. Raises BadInput where both are corrupt."""
         if not self.configuration_file.is_file():
             return None
         with contextlib.suppress(ValueError):
@@ -67,11 +66,11 @@ class RunDirectory:
             found = RunRecord.read(self._copy)
         except (OSError, ValueError) as error:
             raise BadInput(f"run={self.path}: run.json and its copy are corrupt ({error}); give run=NEW") from error
-        self.notice(f"{self.configuration_file}: is corrupt; its copy is used")
+        self.notice(f"{self.configuration_file}: is corrupt; using run.copy.json")
         return found
 
     def recorded(self) -> RunRecord:
-        """run.json of a run that is there."""
+        """run.json of an existing run."""
         found = self.configuration()
         assert found is not None, f"{self.path} has no run.json"
         return found
@@ -81,11 +80,11 @@ class RunDirectory:
         return self.path / "run.copy.json"
 
     def _configure(self, record: RunRecord) -> None:
-        for file in (self.configuration_file, self._copy):  # a folder with the copy alone is not a run
+        for file in (self.configuration_file, self._copy):  # run.json first: a folder with only the copy is not a run
             record.write(file)
 
     def print_notices(self, tell: Callable[[str], None]) -> None:
-        """Tell a person what was found wrong with the files, and from now on what is found, each once."""
+        """Report the problems found with the files so far, and later ones as they are found, each once."""
         self._tell = tell
         for text in self._notices:
             tell(f"warning: {text}")
@@ -96,7 +95,7 @@ class RunDirectory:
         self._notices[text] = None
 
     def create(self, record: RunRecord, command: str) -> None:
-        """Write run.json for this command; what earlier commands recorded stays in it."""
+        """Write run.json for this command, with the commands, plans and code recorded earlier."""
         earlier = self.configuration()
         record.commands = [*(earlier.commands if earlier else []), command]
         record.plans, record.code = (earlier.plans, earlier.code) if earlier else ({}, {})
@@ -104,7 +103,7 @@ class RunDirectory:
         self._configure(record)
 
     def record_plan(self, architecture: str, plan: PlanChoice) -> None:
-        """Record, for later commands too, how the trials of an architecture are executed."""
+        """Record the execution plan of an architecture's trials, also for later commands."""
         recorded = self.recorded()
         recorded.plans = {**recorded.plans, architecture: plan}
         self._configure(recorded)
@@ -117,26 +116,26 @@ class RunDirectory:
             self._configure(recorded)
 
     def trials(self) -> list[TrialRecord]:
-        """The records of all trials that ended, by id; corrupt ones are left out."""
+        """The records of all trials that ended, sorted by id, without corrupt ones."""
         records = []
         for path in sorted((self.path / "trials").glob(f"*/{TRIAL_FILE}")):
             try:
                 records.append(read_trial(path.parent))
             except ValueError:
-                self.notice(f"{path}: is corrupt; the trial has to run again")
+                self.notice(f"{path}: is corrupt; the trial must run again")
         return records
 
     def set_aside_corrupt(self) -> None:
-        """Remove the records of trials of which a file is corrupt or the history missing: they run again.
+        """Remove the records of trials with a corrupt file or without a history, so that they run again.
 
-        Weights that are absent are no fault: results are stored and shared without them.
+        Missing weights are no error: results may be stored and shared without them.
         """
         for record in self.trials():
             folder = self.trial_folder(record.id)
             for name, digest in ((HISTORY_FILE, record.history_sha256), (WEIGHTS_FILE, record.weights_sha256)):
                 absent = name == WEIGHTS_FILE and not (folder / name).exists()
                 if digest is not None and not absent and not storage.is_intact(folder / name, digest):
-                    self.notice(f"{folder / name}: is corrupt or missing; the trial has to run again")
+                    self.notice(f"{folder / name}: is corrupt or missing; the trial must run again")
                     (folder / TRIAL_FILE).unlink(missing_ok=True)
 
     def history(self, trial_id: str) -> "pandas.DataFrame":
@@ -145,20 +144,21 @@ class RunDirectory:
         return pandas.read_csv(self.trial_folder(trial_id) / HISTORY_FILE)
 
     def write_trials_csv(self) -> None:
-        rows = [flatten(record.to_json()) for record in self.trials()]
+        rows = [record.row() for record in self.trials()]
         columns = dict.fromkeys(name for row in rows for name in row)
         storage.write_atomically(self.path / "trials.csv", csv_text(columns, rows))
 
     def is_benchmark_intact(self, name: str) -> bool:
-        """Whether that file of the run is the one that its inference benchmark wrote."""
+        """Whether a file of the run is intact since the inference benchmark wrote it."""
         with contextlib.suppress(OSError, ValueError, KeyError):
             return storage.is_intact(self.path / name, storage.read_json(self.path / BENCHMARKED)["files"][name])
         return False
 
     def remove(self, again: Callable[[TrialRecord], bool], continued: Collection[str] | None = None) -> None:
-        """What trials left that are to run again, or were interrupted and are in `continued`: all but checkpoints.
+        """Remove the files, but for checkpoints, of ended trials to run `again` and of interrupted ones in `continued`.
 
-        Without `continued`, all that interrupted ones left. Others may be of a later stage, or of other variants.
+        Other interrupted trials may belong to a later stage or other variants. Without `continued`, remove the
+        entire folders of trials to run again and of all interrupted ones.
         """
         for folder in (self.path / "trials").glob("*/"):
             file, record = folder / TRIAL_FILE, read_if_ended(folder)
@@ -169,13 +169,13 @@ class RunDirectory:
                 continue
             if record is None and folder.name not in continued:
                 continue
-            file.unlink(missing_ok=True)  # first: what is left is an interrupted trial
+            file.unlink(missing_ok=True)  # first: without it, the trial counts as interrupted
             for other in set(folder.iterdir()) - set(checkpoints.checkpoint_files(folder)):
                 other.unlink()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process; BadInput where another one works on it. A killed process holds nothing."""
+        """Lock the run. Raises BadInput where another process works on it; a killed process holds no lock."""
         from filelock import FileLock, Timeout
 
         owner = self.path / OWNER
@@ -186,10 +186,10 @@ class RunDirectory:
             lock.acquire()
         except Timeout as error:
             who = self._owner() or "another process"
-            raise BadInput(f"run={self.path}: {who} works on it; wait for it, or give run=NEW") from error
+            raise BadInput(f"run={self.path}: {who} is working on it; wait until it ends, or give run=NEW") from error
         try:
             if before := self._owner():
-                self.notice(f"{before} worked on this run and ended without a word; its lock is taken over")
+                self.notice(f"{before} was killed while it worked on this run; taking over its lock")
             storage.write_json(owner, {"host": platform.node(), "process": os.getpid()})
             yield
         finally:
@@ -197,7 +197,7 @@ class RunDirectory:
             lock.release()
 
     def _owner(self) -> str:
-        """Who holds the lock, or did when it ended; empty where nobody says so."""
+        """The process that holds the lock, or held it when it was killed; empty if none is recorded."""
         with contextlib.suppress(OSError, ValueError):
             found = storage.read_json(self.path / OWNER)
             return f"process {found['process']} on host {found['host']}"

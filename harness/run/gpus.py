@@ -1,7 +1,7 @@
-"""Which NVIDIA GPUs a machine has: how many PyTorch can use, and what the driver says of them.
+"""The NVIDIA GPUs of a machine: how many PyTorch can use, and their description by the driver.
 
-Results name the GPU that they were measured on; what they say of it comes from here. The driver is asked through NVML,
-which takes no memory of a GPU. Without a GPU nothing is imported.
+Results record the GPU that they were measured on, as described here. The driver is queried through NVML, which uses no
+GPU memory. Without a GPU neither torch nor pynvml is imported.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ DEVICES = ("nvidia[0-9]*", "dxg", "kfd")  # files of /dev
 
 
 def usable() -> int:
-    """GPUs of this machine that PyTorch can use; where Linux shows no device, that is known without importing it."""
+    """Number of GPUs that PyTorch can use; 0 without importing torch where Linux has no device file."""
     if sys.platform == "linux" and not any(True for name in DEVICES for _ in Path("/dev").glob(name)):
         return 0
     import torch
@@ -32,8 +32,8 @@ def usable() -> int:
 
 
 def unusable() -> str:
-    """Why PyTorch uses none of the NVIDIA GPUs that are here; empty where it does, where there are none, and where they
-    were hidden by CUDA_VISIBLE_DEVICES."""
+    """Why PyTorch can use none of the NVIDIA GPUs of this machine; empty if it can use one, there is none, or
+    CUDA_VISIBLE_DEVICES hides all."""
     if usable() or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return ""
     with _nvml() as (nvml, _):
@@ -51,7 +51,7 @@ def unusable() -> str:
 
 
 def describe_all() -> Json:
-    """Driver, versions of CUDA and cuDNN, and each GPU of this machine; empty where there is none that PyTorch uses."""
+    """Driver, CUDA and cuDNN versions, and each GPU of this machine; empty if PyTorch can use none."""
     if not usable():
         return {}
     import torch
@@ -75,7 +75,7 @@ def _libraries() -> Json:
 
 
 def describe(device: "torch.device") -> Json:
-    """The GPU that is `device` in this process; what NVML does not tell is missing."""
+    """Describe the GPU that is `device` in this process, without the fields that NVML does not provide."""
     import torch
 
     properties = torch.cuda.get_device_properties(device)
@@ -85,14 +85,14 @@ def describe(device: "torch.device") -> Json:
     with _nvml() as (nvml, reason):
         if nvml is None:
             return told | {"nvml": reason}
-        handle = _ask(nvml, nvml.nvmlDeviceGetHandleByUUID, uuid)  # a part of a GPU (MIG) has one of another kind
+        handle = _ask(nvml, nvml.nvmlDeviceGetHandleByUUID, uuid)  # a MIG instance has a UUID of another kind
         told = (_of(nvml, handle) if handle is not None else {}) | told
         return told | {"driver": _ask(nvml, nvml.nvmlSystemGetDriverVersion)}
 
 
 def peak_memory(device: "torch.device") -> Json:
-    """What this process held at most of the device's memory since torch.cuda.reset_peak_memory_stats, in bytes: its
-    tensors, and with them what PyTorch's allocator keeps. Nothing for a CPU."""
+    """Peak device memory of this process since torch.cuda.reset_peak_memory_stats, in bytes: allocated by tensors, and
+    reserved by PyTorch's allocator. Empty for a CPU."""
     if device.type != "cuda":
         return {}
     import torch
@@ -105,9 +105,9 @@ def peak_memory(device: "torch.device") -> Json:
 
 @functools.cache
 def common_name() -> str | None:
-    """The name of the GPUs of this machine, as PyTorch has it, asked without touching one.
+    """The common name of this machine's GPUs, as in PyTorch, queried without initialising CUDA.
 
-    None where they differ, where one is divided (MIG), and where NVML does not tell.
+    None where the names differ, where a GPU is partitioned (MIG), and where NVML does not know.
     """
     with _nvml() as (nvml, _):
         if nvml is None:
@@ -122,7 +122,7 @@ def common_name() -> str | None:
 
 
 def _ask(nvml: Any, question: Callable[..., Any], *about: Any) -> Any:
-    """NVML's answer, None where it has none: a GPU may be lost, closed to this process, or not know what is asked."""
+    """Query NVML; None on errors: a GPU may be lost, not permitted to this process, or not support the query."""
     with contextlib.suppress(nvml.NVMLError):
         return question(*about)
     return None
@@ -146,7 +146,7 @@ def _of(nvml: Any, handle: Any) -> Json:
 
 @contextlib.contextmanager
 def _nvml() -> Iterator[tuple[Any, str]]:
-    """(pynvml, "") while it is initialised, or (None, why it is not there)."""
+    """(pynvml, "") while NVML is initialised, or (None, why it is not available)."""
     try:
         import pynvml
     except ImportError as error:

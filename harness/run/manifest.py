@@ -1,4 +1,4 @@
-"""manifest.json: what an export consists of, which network and data it is of, and how its answers compare."""
+"""manifest.json: the files of an export, the network and data they come from, and their parity with PyTorch."""
 
 from typing import Literal
 
@@ -35,7 +35,7 @@ class ParityRecord(JsonFile):
 
 
 class FileInput(JsonFile):
-    """What a file takes: normalised float32 images [N, 3, H, W], or uint8 images [N, H, W, 3]."""
+    """Input of an exported file: normalised float32 images [N, 3, H, W], or uint8 images [N, H, W, 3]."""
 
     name: str = "images"
     dtype: Literal["float32", "uint8"] = "float32"
@@ -56,13 +56,13 @@ class FileEntry(JsonFile):
 
 
 class Digest(JsonFile):
-    """Of a file beside the manifest; more fields say what it holds."""
+    """SHA-256 of a file beside the manifest; further fields describe its content."""
 
     sha256: str
 
 
 class Mistakes(Digest):
-    """mistakes.npy, and of each image in it: row of the test split, label, predicted class, probability."""
+    """mistakes.npy; `images`: row of the test split, label, predicted class and probability of each image in it."""
 
     images: list[Json] = Field(default_factory=list)
 
@@ -72,7 +72,7 @@ class ExportTiming(JsonFile):
 
 
 class Manifest(JsonFile):
-    """`config`, `settings`, `environment` and `normalization` as the version that exported had them."""
+    """`config`, `settings`, `environment` and `normalization` have the format of the version that exported."""
 
     id: str
     config: Json
@@ -92,7 +92,7 @@ class Manifest(JsonFile):
     mistakes: Mistakes | None = None
 
     def failed_parity(self) -> list[str]:
-        """Files in float32 that do not answer like PyTorch."""
+        """Names of float32 files whose logits differ from PyTorch's by more than parity allows."""
         return [
             name
             for name, entry in self.files.items()

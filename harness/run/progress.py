@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live status on a terminal, plain lines in a pipe; all lines in run.log."""
+"""Progress output of a run: a live status on a terminal, plain lines in a pipe; all lines also go to run.log."""
 
 import contextlib
 import datetime
@@ -17,7 +17,7 @@ PLAIN_EVERY_SECONDS = 20.0
 
 
 class Progress:
-    """`line` says that something happened; `status` replaces what was shown as going on."""
+    """`line` reports an event; `status` replaces the current status."""
 
     def __init__(self, log: Path | None = None, console: Console | None = None):
         self.console = console or Console(stderr=False, highlight=False, soft_wrap=True)
@@ -31,7 +31,7 @@ class Progress:
         self._append(f"{datetime.datetime.now().isoformat(timespec='seconds')} {text}\n")
 
     def failure(self, what: str, error: BaseException) -> None:
-        """One line for the person; the traceback for run.log."""
+        """Print one line; write the traceback to run.log."""
         lines = str(error).strip().splitlines()
         self.line(f"{what}: {type(error).__name__}: {lines[0] if lines else ''}")
         self._append("".join(traceback.format_exception(error)))
@@ -44,17 +44,17 @@ class Progress:
                 file.write(text)
         except StorageError as error:
             self._lost = error
-        except OSError:  # the folder was moved away: told by who works in it
+        except OSError:  # the folder was moved away: reported by the code that writes in it
             pass
 
     def check_logged(self) -> None:
-        """StorageError where the log lacks something: results come first, so only at the end of what was done."""
+        """Raises StorageError if lines of the log were lost; called last, so that results are written first."""
         if self._lost is not None:
             raise self._lost
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
-        """A spinner with the status below what is printed, on a terminal; within another one, that one."""
+        """On a terminal, show a spinner with the status below the printed lines; nested calls share one spinner."""
         if not self.console.is_terminal or self._live is not None:
             yield
             return
@@ -65,7 +65,7 @@ class Progress:
             self._live = None
 
     def status(self, text: str) -> None:
-        """On a terminal the live line; in a pipe a plain line now and then."""
+        """Update the live line on a terminal; in a pipe print a plain line every PLAIN_EVERY_SECONDS at most."""
         if self._live is not None:
             self._live.update(escape(text))
         elif not self.console.is_terminal and time.monotonic() - self._last_plain > PLAIN_EVERY_SECONDS:
@@ -73,7 +73,7 @@ class Progress:
             self.console.print(escape(text))
 
     def counter(self, what: str) -> Callable[[int, int], None]:
-        """A progress(done, total) that shows `what` with its share and time left."""
+        """A callback progress(done, total) that shows `what`, the counts and the time left."""
         started = time.monotonic()
 
         def show(done: int, total: int) -> None:
@@ -84,7 +84,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """For people: 45 s, 3 min 20 s, 2 h 05 min."""
+    """Format seconds: 45 s, 3 min 20 s, 2 h 05 min."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"

@@ -1,7 +1,7 @@
 """The JSON and CSV files of a run as typed objects, read and written here.
 
-`trial.json` is a TrialRecord, `run.json` a RunRecord; manifest.json is in export/manifest.py, verdict.json in
-benchmarks/inference/verdict.py. Fields that a later version adds are kept where an object is read and written again.
+`trial.json` is a TrialRecord, `run.json` a RunRecord, `verdict.json` a Recommendation; manifest.json is in
+harness/run/manifest.py. Unknown fields, which a later version may add, survive reading and writing.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from typing import Literal, TypedDict
 from pydantic import Field
 
 from harness.config import Data, Trial
+from harness.config.keys import flatten
 from harness.run import storage
 from harness.run.storage import Json, JsonFile
 from harness.run.tables import csv_text
@@ -38,7 +39,7 @@ HISTORY_COLUMNS = tuple(HistoryRow.__annotations__)
 
 
 class Metrics(JsonFile):
-    """Of the kept weights, None where not measured; `epochs` trained, `macs`: multiply-adds of one image."""
+    """Metrics of the kept weights, None where not measured; `epochs` trained, `macs`: multiply-adds per image."""
 
     val_accuracy: float | None = None
     val_loss: float | None = None
@@ -51,7 +52,7 @@ class Metrics(JsonFile):
     macs: int | None = None
 
     def of(self, name: str) -> float:
-        """The metric of that name; KeyError where it was not measured. `gap`: training minus test accuracy."""
+        """A metric by name; `gap`: training minus test accuracy. Raises KeyError where it was not measured."""
         if name == "gap":
             return self.of("train_accuracy") - self.of("test_accuracy")
         value = getattr(self, name, None)
@@ -71,7 +72,7 @@ class Timing(JsonFile):
 
 
 class TrialEnvironment(JsonFile):
-    """Where a trial ran, and how its steps were executed (the fields of ExecutionPlan)."""
+    """The machine that a trial ran on, and its execution plan (the fields of ExecutionPlan)."""
 
     code: str | None = None
     device: str = ""
@@ -88,7 +89,7 @@ class TrialEnvironment(JsonFile):
 
 
 class Resumption(JsonFile):
-    """A trial went on from a checkpoint of `epoch`; `torn`: corrupt ones that were passed over."""
+    """A trial continued from the checkpoint of `epoch`; the list has the corrupt ones that were ignored."""
 
     epoch: int
     torn: list[str] = Field(default_factory=list)
@@ -101,9 +102,9 @@ class TrialRecord(JsonFile):
     stage: str = ""
     variant: str = ""
     index: int = 0
-    parameters: Json = Field(default_factory=dict)  # open: the values that the space changes
+    parameters: Json = Field(default_factory=dict)  # free keys: the values that the space changes
     seed: int
-    config: Json  # as it was trained: the trial's id is derived from it
+    config: Json  # the configuration trained; the trial's id is derived from it
     status: Status
     metrics: Metrics = Field(default_factory=Metrics)
     timing: Timing = Field(default_factory=Timing)
@@ -120,9 +121,13 @@ class TrialRecord(JsonFile):
     def trial(self) -> Trial:
         return Trial.model_validate(self.config)
 
+    def row(self) -> Json:
+        """A row of trials.csv: nested fields by dotted key; those of `config` have their command-line keys."""
+        return flatten({"trial" if name == "config" else name: value for name, value in self.to_json().items()})
+
     @property
     def is_done(self) -> bool:
-        """Whether the same command may leave this trial as it is: failures and those that the time budget ended run
+        """Whether the same command skips this trial; failed trials and those stopped by the time budget run
         again."""
         if self.status == "stopped":
             return self.stop_reason != "time budget"
@@ -134,14 +139,14 @@ class TrialRecord(JsonFile):
 
     @property
     def configuration_name(self) -> str:
-        """What a person calls the configuration: its variant, or the number of its sample."""
+        """The configuration's name for display: its variant, or the number of its sample."""
         if self.variant:
             return self.variant
         return "base" if self.index == 0 and not self.parameters else f"sample {self.index}"
 
 
 class DataRecord(JsonFile):
-    """The images of a run: classes, side in pixels, how many of each split."""
+    """The images of a run: classes, side in pixels, number of images per split."""
 
     classes: list[str]
     fingerprint: str
@@ -152,7 +157,7 @@ class DataRecord(JsonFile):
 
 
 class PlanChoice(JsonFile):
-    """How the trials of an architecture run: as measured, or `by_rule` and why."""
+    """Execution plan of an architecture's trials: measured, or by rule for the reason in `by_rule`."""
 
     by_rule: str | None = None
     compile: str = ""
@@ -170,9 +175,9 @@ class PlanChoice(JsonFile):
 
 
 class RunRecord(JsonFile):
-    """run.json: what a run is, and what earlier commands recorded of it."""
+    """run.json: the run's configuration, data and code, and what earlier commands recorded."""
 
-    config: Json  # of the last command, as its version had it
+    config: Json  # of the last command, in the format of its version
     identity: Json
     data: DataRecord
     weights: dict[str, str] = Field(default_factory=dict)
@@ -198,8 +203,8 @@ class RunRecord(JsonFile):
 class Recommendation(JsonFile):
     """verdict.json: which file to ship in which runtime under the benchmark's constraints (`asked`).
 
-    `ship`: the row of inference_summary.csv, None where nothing meets the constraints; `tied`: arms that cannot be told
-    apart from it; `noise`: the interval of the reference against itself.
+    `ship`: a row of inference_summary.csv, None where no arm meets the constraints; `tied`: arms not distinguishable
+    from it; `noise`: the interval of the reference against itself.
     """
 
     id: str
@@ -216,7 +221,7 @@ class Recommendation(JsonFile):
 
 
 def write_trial(folder: Path, record: TrialRecord) -> TrialRecord:
-    """The record, last: a folder with a trial.json is a trial that ended. Returns it with the digest of its history."""
+    """Write the record as a trial's last file: trial.json marks it as ended. Returns it with the history's SHA-256."""
     written = record.model_copy()
     if (folder / HISTORY_FILE).is_file():
         written.history_sha256 = storage.sha256(folder / HISTORY_FILE)
@@ -225,12 +230,12 @@ def write_trial(folder: Path, record: TrialRecord) -> TrialRecord:
 
 
 def read_trial(folder: Path) -> TrialRecord:
-    """The record of a trial that ended; ValueError where it is corrupt."""
+    """Read the record of a trial that ended. Raises ValueError where it is corrupt."""
     return TrialRecord.read(folder / TRIAL_FILE)
 
 
 def read_if_ended(folder: Path) -> TrialRecord | None:
-    """The record of a trial, None where it has not ended or the record is corrupt."""
+    """Read the record of a trial; None if the trial has not ended or its record is corrupt."""
     with contextlib.suppress(OSError, ValueError):
         return read_trial(folder)
     return None

@@ -1,4 +1,4 @@
-"""Atomic, verified files: a file under its final name is complete, or it is not there."""
+"""Atomic, verified files: a file under its final name is always complete."""
 
 import contextlib
 import errno
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-# An object of a JSON file whose fields are open: a configuration, what a later version adds.
+# A JSON object with arbitrary fields: a configuration, or fields of a later version.
 Json = dict[str, Any]
 
 
 class StorageError(OSError):
-    """A disk takes no more: it is full, read-only, or the file larger than it may be."""
+    """The disk refuses a write: it is full, over quota or read-only, or the file is too large."""
 
 
 class Superseded(BaseException):
-    """Another process has taken what this one was to write."""
+    """Another process has taken over the folder that this one writes to."""
 
 
 ATTEMPT = ".attempt"
@@ -36,8 +36,8 @@ _taken: dict[Path, str] = {}
 
 
 def acquire(folder: Path) -> None:
-    """From now on this process alone writes into the folder: one that took it before, say on a node that was given up
-    and comes back, meets Superseded."""
+    """Take over the folder for writing: in a process that acquired it before, say on a node presumed lost that comes
+    back, writes raise Superseded."""
     _taken.pop(folder, None)
     token = uuid.uuid4().hex
     write_atomically(folder / ATTEMPT, token)
@@ -45,7 +45,7 @@ def acquire(folder: Path) -> None:
 
 
 def release(folder: Path) -> None:
-    """Nothing more is to be written by this process."""
+    """Give up the folder: this process writes nothing more into it."""
     if folder in _taken and _is_ours(folder):
         (folder / ATTEMPT).unlink(missing_ok=True)
     _taken.pop(folder, None)
@@ -59,12 +59,12 @@ def _is_ours(folder: Path) -> bool:
 
 def _check_taken(folder: Path) -> None:
     if folder in _taken and not _is_ours(folder):
-        raise Superseded(f"{folder}: another process has taken it")
+        raise Superseded(f"{folder}: another process has taken over this folder")
 
 
 @contextlib.contextmanager
 def storage_errors_of(path: Path) -> Iterator[None]:
-    """Say of what the disk refuses where it was to go and how much room there is."""
+    """Turn disk errors into a StorageError that names `path` and the free space in bytes."""
     try:
         yield
     except OSError as error:
@@ -77,7 +77,10 @@ def storage_errors_of(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write to a temporary name beside `path`, flush to disk, rename. StorageError where the disk does not take it."""
+    """Write to a temporary name beside `path`, flush to disk, rename.
+
+    Raises StorageError where the disk refuses, Superseded where another process has taken over the folder.
+    """
     data = content.encode() if isinstance(content, str) else content
     _check_taken(path.parent)
     with storage_errors_of(path):
@@ -100,34 +103,34 @@ _SEAL = b',\n  "sha256": "'
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
-    """As JSON that ends with the SHA-256 of what comes before, which `read_json` checks."""
+    """Write JSON that ends with the SHA-256 of the preceding bytes, which `read_json` checks."""
     body = json.dumps(value, indent=2, default=str).removesuffix("\n}").encode()
     write_atomically(path, body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n')
 
 
 def read_json(path: Path) -> Json:
-    """What `write_json` wrote; ValueError where that is not what is there."""
+    """Read a file of `write_json`. Raises ValueError where its SHA-256 does not match."""
     content = path.read_bytes()
     body, _, seal = content.rpartition(_SEAL)
     if seal != hashlib.sha256(body).hexdigest().encode() + b'"\n}\n':
-        raise ValueError(f"{path}: is corrupt, or was edited")
+        raise ValueError(f"{path}: SHA-256 mismatch: corrupt or edited")
     value = json.loads(content)
     del value["sha256"]
     return dict(value)
 
 
 class JsonFile(BaseModel):
-    """An object of a JSON file; fields that a later version adds are kept."""
+    """A JSON file as an object; unknown fields, which a later version may add, are preserved."""
 
     model_config = ConfigDict(extra="allow")
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """ValueError where the file is corrupt, OSError where it is not there."""
+        """Read the file. Raises ValueError where it is corrupt, OSError where it cannot be read."""
         return cls.model_validate(read_json(path))
 
     def to_json(self) -> Json:
-        """The fields that were given or set."""
+        """The fields that were set explicitly."""
         return self.model_dump(exclude_unset=True)
 
     def write(self, path: Path) -> None:
@@ -135,7 +138,7 @@ class JsonFile(BaseModel):
 
 
 def write_array(path: Path, values: "np.ndarray") -> None:
-    """As .npy."""
+    """Write an array as .npy."""
     import numpy as np
 
     content = io.BytesIO()
@@ -149,5 +152,5 @@ def sha256(path: Path) -> str:
 
 
 def is_intact(path: Path, expected_sha256: str) -> bool:
-    """Whether a file is there, and the one that was written."""
+    """Whether a file exists and has the expected SHA-256."""
     return path.is_file() and sha256(path) == expected_sha256

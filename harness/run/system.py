@@ -1,4 +1,4 @@
-"""This machine: its name, cores, versions, compilers, and what its processors compute natively."""
+"""This machine: its name, cores, package versions, compilers, and native bfloat16 support."""
 
 import contextlib
 import functools
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Environment(JsonFile):
-    """Of a machine: name, system, processor, usable cores, versions of packages, and its GPUs (harness/run/gpus.py)."""
+    """A machine: name, system, processor, usable cores, package versions and GPUs (harness/run/gpus.py)."""
 
     host: str
     system: str
@@ -31,7 +31,7 @@ class Environment(JsonFile):
 
 @functools.cache
 def environment() -> Environment:
-    """This machine; torch is imported only where there are GPUs."""
+    """Describe this machine; imports torch only if there are GPUs."""
     versions = {}
     for name in ("torch", "torchvision", "ray", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -55,20 +55,20 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-COMPILER = {"cpu": ("CXX", "g++", "clang++"), "cuda": ("CC", "gcc", "clang", "cc")}  # what torch.compile calls
+COMPILER = {"cpu": ("CXX", "g++", "clang++"), "cuda": ("CC", "gcc", "clang", "cc")}  # what torch.compile tries
 
 
 def compiler(device: str) -> str | None:
-    """The compiler that torch.compile calls, if there is one: C++ for the CPU, C for Triton's launchers on CUDA."""
+    """Path of the compiler that torch.compile calls, else None: C++ for the CPU, C for Triton's launchers on CUDA."""
     variable, *names = COMPILER[device]
     return next((found for name in (os.environ.get(variable), *names) if name and (found := shutil.which(name))), None)
 
 
 def native_bfloat16(device: "torch.device") -> bool:
-    """Whether the device has instructions for it."""
+    """Whether the device has bfloat16 instructions."""
     import torch
 
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in all supported ones
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # absent in old torch
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))

@@ -18,6 +18,6 @@ def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> st
 
 
 def write_measured(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """A table of measurements, and beside it, as .json, the machine that they were made on."""
+    """Write a table of measurements as CSV and, as .json beside it, the machine they were made on."""
     storage.write_atomically(path, csv_text(columns, rows))
     environment().write(path.with_suffix(".json"))

@@ -1,4 +1,4 @@
-"""How much of a machine or cluster each trial is given."""
+"""The CPUs and GPUs that each trial gets."""
 
 from collections.abc import Sequence
 
@@ -7,20 +7,20 @@ from harness.run.gpus import usable
 
 
 class Allocation:
-    """What one trial is given: CPUs (its threads) and GPUs."""
+    """The CPUs (number of threads) and GPUs of one trial, and the number of concurrent trials."""
 
     def __init__(self, cpus: float, gpus: float, at_once: int):
         self.request = {"cpu": cpus, "gpu": gpus}
-        self.at_once = at_once  # trials that run side by side
+        self.at_once = at_once  # concurrent trials
         self.threads = max(1, int(cpus))
         self.device = "cuda" if gpus else "cpu"
 
     @classmethod
     def of(cls, resources: Resources, nodes: Sequence[dict[str, float]], trials: int) -> "Allocation":
-        """As asked; else a GPU each where there are any, and the CPUs divided among the trials that run at once.
+        """The configured allocation; by default one GPU each if any node has one, and CPUs shared by concurrent trials.
 
-        BadInput where no node has as much: Ray would wait for one for ever. And where PyTorch sees GPUs here, but no
-        node offers one: trials would run on the CPU without a word.
+        `nodes`: resources by Ray's names. Raises BadInput where no node has enough (Ray would wait for ever), and where
+        PyTorch sees GPUs here but no node offers one (trials would silently run on the CPU).
         """
         most_gpus = max(node.get("GPU", 0) for node in nodes)
         gpus = resources.gpus_per_trial

@@ -1,4 +1,4 @@
-"""What is checked before a run starts or writes anything."""
+"""Checks made before a run starts or writes anything."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_code(run: "RunDirectory", architectures: set[str], accepted: bool, progress: "Progress") -> None:
-    """BadInput where trials of these architectures were trained with other code than is here now, unless accepted."""
+    """Record the code of these architectures. Raises BadInput (warns if `accepted`) where trials used other code."""
     from harness.run.provenance import code_digest, code_files
 
     for architecture in sorted(architectures):
@@ -25,29 +25,38 @@ def check_code(run: "RunDirectory", architectures: set[str], accepted: bool, pro
         if other:
             before = (recorded.code if (recorded := run.configuration()) else {}).get(architecture, {})
             changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-            what = f"{', '.join(changed) or 'code'} changed since trials {', '.join(other)} were trained"
+            if not all((r.environment.code or "").startswith("v2:") for r in done if r.id in other):
+                changed = ["the way in which code is compared (docs/provenance.md)"]
+            what = f"{_some(changed) or 'code'} changed since trials {_some(other)} were trained"
             if not accepted:
-                raise BadInput(f"run={run.path}: {what}; give run=NEW, or other_code=true to have both in this run")
-            progress.line(f"warning: {what}; they may not compare")
+                raise BadInput(
+                    f"run={run.path}: {what}; give run=NEW, or other_code=true to mix trials of both in this run"
+                )
+            progress.line(f"warning: {what}; their results may not be comparable")
         run.record_code(architecture, now)
 
 
+def _some(names: list[str]) -> str:
+    """The first six names, and the number of the rest."""
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
 def check_before_start(resolved: Resolved, run: "RunDirectory", recorded: RunRecord | None) -> None:
-    """What can be told without decoding data or starting anything; BadInput otherwise."""
+    """Check what needs no decoded data and no started process. Raises BadInput where a check fails."""
     from harness.config import plugins
     from harness.data.dataset import dataset_identity
     from harness.run import gpus, system
     from harness.run.directory import LOCK, OWNER
 
     config = resolved.config
-    # A folder of trials alone: results that were kept or passed on, of which a run goes on.
+    # A folder that holds only trials (archived or shared results) is accepted: a run can continue from them.
     ours = (LOCK, OWNER, "trials", "trials.csv")
     is_ours = run.path.is_dir() and all(entry.name in ours for entry in run.path.iterdir())
     is_ours = is_ours and ((run.path / "trials").is_dir() or not (run.path / "trials.csv").exists())
     if run.path.exists() and recorded is None and not is_ours:
-        raise BadInput(f"run={run.path}: is there and is no run directory; give another path")
+        raise BadInput(f"run={run.path}: exists and is not a run directory; give another path")
     if recorded and recorded.identity != resolved.identity:
-        raise BadInput(f"run={run.path}: holds another space, other trial.* or other data.* values; give run=NEW")
+        raise BadInput(f"run={run.path}: has another space, other trial.* or other data.* values; give run=NEW")
     before = recorded.weights if recorded else {}
     if changed := [file for file, digest in resolved.weights.items() if before.get(file, digest) != digest]:
         raise BadInput(f"run={run.path}: {changed[0]} changed since its trials started from it; give run=NEW")
@@ -79,13 +88,15 @@ def check_before_start(resolved: Resolved, run: "RunDirectory", recorded: RunRec
 
 
 def check_trials(planner: "TrialGenerator", run: "RunDirectory") -> None:
-    """BadInput where the run holds trials that are none of this command's: other images, or variants changed since."""
+    """Raises BadInput where the run holds trials of other images, or of variants that were changed since."""
     from harness.run.provenance import trial_id
 
     variants = planner.resolved.space.variants
     for record in run.trials():
         if trial_id(record.config, record.seed, planner.fingerprint) != record.id:
-            raise BadInput(f"run={run.path}: trial {record.id} is of other images; give run=NEW or restore the data")
+            raise BadInput(
+                f"run={run.path}: trial {record.id} was trained on other images; give run=NEW or restore the data"
+            )
         name = record.variant
         if name in variants and planner.trial("search", variants[name], seed=record.seed).id != record.id:
             raise BadInput(
@@ -95,13 +106,13 @@ def check_trials(planner: "TrialGenerator", run: "RunDirectory") -> None:
 
 
 def some_trials(resolved: Resolved, planner: "TrialGenerator") -> "list[Trial]":
-    """One of each variant, or of samples enough to see what they are like."""
+    """The configuration of each variant; of a search, those of five samples as representatives."""
     changes = [resolved.space.variants[name] for name in resolved.variants] or [planner.sample(i) for i in range(5)]
     return [planner.trial("check", change).config for change in changes]
 
 
 def check_networks(resolved: Resolved, planner: "TrialGenerator", data: "Dataset") -> None:
-    """Build each network that may be asked for once; BadInput for an option that does not fit."""
+    """Build each network once. Raises BadInput for an option that does not fit, or too large a batch."""
     from harness.data.batches import pick_device
     from harness.training.execution import ExecutionPlan
     from harness.training.network import build_network
@@ -122,8 +133,8 @@ def check_networks(resolved: Resolved, planner: "TrialGenerator", data: "Dataset
 
 
 def run_record(resolved: Resolved, data: "Dataset", trained: set[str], recorded: RunRecord | None) -> RunRecord:
-    """run.json without command lines and environment. `trained`: variants that have trials; `recorded`: what run.json
-    held before."""
+    """run.json without command lines and environment. `trained`: variants that have trials; `recorded`: the run.json
+    before this command."""
     space = resolved.space
     variants = [name for name in space.variants if name in trained or name in resolved.variants]
     return RunRecord(

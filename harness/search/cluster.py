@@ -1,4 +1,4 @@
-"""Joins a Ray cluster, or starts one on this machine and ends it again."""
+"""Joins a Ray cluster, or starts one on this machine and stops it at the end."""
 
 import contextlib
 import logging
@@ -22,9 +22,9 @@ import psutil
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints tables even where verbose=0
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints tables even with verbose=0
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean what they meant to the user
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths refer to the user's working directory
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # CPU trials see no GPU
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # ray and its dependencies announce their own future changes
@@ -37,7 +37,10 @@ TOP = Path(__file__).parent.parent.parent  # the folder of this project's packag
 
 @contextlib.contextmanager
 def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
-    """Join the cluster at `resources.address`, or start one on this machine and stop it again; its nodes' resources."""
+    """Join the cluster at `resources.address`, or start one here and stop it at the end; yields each node's resources.
+
+    Raises BadInput where the cluster cannot be joined.
+    """
     own = not ray.is_initialized()
     terminate: Any = signal.getsignal(signal.SIGTERM)
     with scratch() as folder, contextlib.ExitStack() as stack:
@@ -60,35 +63,35 @@ def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
                 str(folder),
             ]
             guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-            stack.callback(guard.communicate, b"ended")  # last
+            stack.callback(guard.communicate, b"ended")  # runs last
             stack.callback(_shut_down, terminate)
             cores = system.environment().cores
             try:
                 with _importing_nothing_from_here(folder):
                     ray.init(
                         num_cpus=cores,
-                        num_gpus=gpus.usable(),  # Ray itself asks NVML, which may be missing where PyTorch works
+                        num_gpus=gpus.usable(),  # Ray would query NVML, which may be missing where PyTorch works
                         include_dashboard=False,
                         log_to_driver=False,
                         logging_level=logging.ERROR,
                         object_store_memory=256 * 2**20,
                         _temp_dir=str(folder),
                     )
-            except SystemExit:  # what Ray makes of SIGTERM meanwhile
+            except SystemExit:  # Ray turns a SIGTERM during ray.init into this
                 terminate(signal.SIGTERM, None)
                 raise
             stack.enter_context(_ending_with_the_head())
-        signal.signal(signal.SIGTERM, terminate)  # ray puts its own handler there
-        for name in ("ray", "ray.tune"):  # Watcher logs failures, once and in one line
+        signal.signal(signal.SIGTERM, terminate)  # ray.init installed its own handler
+        for name in ("ray", "ray.tune"):  # Watcher logs each failure once, in one line
             logging.getLogger(name).setLevel(logging.CRITICAL)
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @contextlib.contextmanager
 def _importing_nothing_from_here(folder: Path) -> Iterator[None]:
-    """Ray's workers look for code first in the folder where the driver was when it called ray.init. A folder of the
-    user's that is called `export` or `architectures` must not shadow this project's packages: so be elsewhere, and let
-    workers of this machine find this project by PYTHONPATH."""
+    """Call ray.init from an empty folder. Ray's workers import first from the driver's working directory, where a
+    user's folder named `export` or `architectures` would shadow this project's packages. Workers on this machine find
+    the project by PYTHONPATH."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TOP), *filter(None, [before])])
     try:
@@ -102,8 +105,8 @@ def _importing_nothing_from_here(folder: Path) -> Iterator[None]:
 
 
 def _shut_down(terminate: Any) -> None:
-    """Ray puts back the system's handler on the way, two seconds before its end, and a second signal would end this
-    process at once. So `terminate`, ours, is put there again and again, which only the main thread may do."""
+    """Shut Ray down with `terminate` as SIGTERM handler. Ray restores the default handler two seconds before it is
+    done; a second SIGTERM would then kill this process, so the main thread keeps reinstalling ours (only it may)."""
     with ThreadPoolExecutor(1) as pool:
         ending = pool.submit(ray.shutdown)
         while not ending.done():
@@ -115,9 +118,9 @@ def _shut_down(terminate: Any) -> None:
 
 @contextlib.contextmanager
 def _ending_with_the_head() -> Iterator[None]:
-    """End this process where Ray's server ends meanwhile: its clients would hang for a minute and then crash.
+    """Exit this process if Ray's head process dies: Ray's clients would hang for a minute and then crash.
 
-    What is written is whole, and the guard ends the rest.
+    Files are written atomically, so all are intact; the guard kills the remaining processes.
     """
     over = threading.Event()
     heads = [child for child in psutil.Process().children() if child.name() == "gcs_server"]
@@ -126,7 +129,11 @@ def _ending_with_the_head() -> Iterator[None]:
         while not over.wait(1.0):
             for head in heads:
                 if not head.is_running() or head.status() == psutil.STATUS_ZOMBIE:
-                    print("error: Ray's head process has died; the same command continues", file=sys.stderr, flush=True)
+                    print(
+                        "error: Ray's head process died; run the same command again to continue",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                     os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -138,7 +145,7 @@ def _ending_with_the_head() -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for what Ray writes, gone at the end; what killed processes left goes at the beginning."""
+    """A temporary folder for Ray's files, removed at the end; first removes those that killed processes left."""
     from filelock import FileLock, Timeout
 
     top = Path("/tmp")  # sockets need short paths

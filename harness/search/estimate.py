@@ -18,7 +18,7 @@ MEASURE_SECONDS = 2.0
 
 
 def print_estimate(resolved: Resolved, planner: TrialGenerator, data: "Dataset", progress: Progress) -> None:
-    """A line a trial, then images to train on, arithmetic and time, from steps of the base network timed here."""
+    """Print a line per trial, then the cost: images, TFLOP, and time from steps of the first network timed here."""
     search = resolved.config.search
     run = RunDirectory(resolved.run)
     done = {r.id for r in run.trials() if r.is_done}
@@ -29,7 +29,7 @@ def print_estimate(resolved: Resolved, planner: TrialGenerator, data: "Dataset",
         progress.line(f"search: {search.samples} samples, as Optuna suggests them")
     else:
         for planned in trials:
-            changes = " ".join(f"{k}={v}" for k, v in planned.parameters.items()) or "base configuration"
+            changes = " ".join(f"trial.{k}={v}" for k, v in planned.parameters.items()) or "base configuration"
             state = "done before" if planned.id in done else "to run"
             name = planned.variant or f"sample {planned.index}"
             progress.line(f"  {planned.id} {name}, seed {planned.seed}: {state}; {changes}")
@@ -48,12 +48,12 @@ def print_estimate(resolved: Resolved, planner: TrialGenerator, data: "Dataset",
         work += own_images * _macs(planned.config, data)
     progress.line(
         f"cost: at most {images:,} images, {6 * work / 1e12:,.1f} TFLOP; about {duration(work * seconds_per_mac)} on "
-        f"this machine at the {speed:,.0f} images/s of the first trial's network (export and benchmark apart)"
+        f"this machine at the {speed:,.0f} images/s of the first trial's network (export and benchmark not included)"
     )
 
 
 def _images_an_epoch(planned: TrialSpec, data: "Dataset") -> int:
-    """Training images and validation's share: a forward pass is a third of a step."""
+    """Training images plus a third of the validation images: a forward pass costs a third of a step."""
     return len(data.train) + planned.config.validations_per_epoch * len(data.validation) // 3
 
 
@@ -64,7 +64,7 @@ def _macs(config: Trial, data: "Dataset") -> int:
 
 
 def _measure(config: Trial, data: "Dataset", device_name: str) -> tuple[float, float]:
-    """(images a second, seconds per image and multiply-add) of real steps on this machine's first device."""
+    """(images per second, seconds per image and multiply-add) of training steps on this machine's first device."""
     import torch
 
     from harness.data.augmentation import Draws

@@ -1,7 +1,7 @@
-"""What happens to the trials of a stage: logged at once, and recorded for trials whose worker could not do it.
+"""Logs the trial events of a stage, and writes the records of trials whose worker could not.
 
-A worker records the trials that it finishes. This process records those that were stopped, and those whose process
-died.
+A worker process records the trials that it finishes. The driver records those that were stopped, and those whose
+process died.
 """
 
 import contextlib
@@ -16,25 +16,25 @@ from harness.run.progress import Progress, duration
 from harness.run.records import ERROR_FILE, TRIAL_FILE, TrialRecord, read_if_ended, read_trial, write_trial
 from harness.search.trials import TrialSpec
 
-# What a worker reported last, as Ray Tune passes it on: a row of the history and the record so far, or nothing yet.
+# A worker's last report, as Ray Tune passes it on: a history row and the record so far; empty before the first.
 Reported = Mapping[str, Any]
 
 
 class TrialEvents:
-    """Follows `total` trials; `last` is always what a trial reported last, empty before its first validation."""
+    """Follows `total` trials. `last`: a trial's last report, empty before its first validation."""
 
     def __init__(self, total: int, run: RunDirectory, progress: Progress, metric: str):
         self.total, self.run, self.progress, self.metric = total, run, progress, metric
         self.began = time.monotonic()
         self.table_due = self.began
-        self.shares: dict[str, float] = {}  # of each trial that started: how much of it is done
+        self.shares: dict[str, float] = {}  # completed fraction of each started trial, by id
         self.best: float | None = None
 
     def check_there(self) -> None:
-        """FileNotFoundError where the run directory was moved away: nothing must be written in its place."""
+        """Raises FileNotFoundError where the run directory was moved away: nothing must be written in its place."""
         if not self.run.configuration_file.is_file():
             raise FileNotFoundError(
-                f"{self.run.path}: the run directory is gone; once it is back the command continues"
+                f"{self.run.path}: the run directory is gone; restore it and run the same command again"
             )
 
     def started(self, spec: TrialSpec) -> None:
@@ -51,29 +51,29 @@ class TrialEvents:
         )
 
     def retried(self, spec: TrialSpec, error: str) -> None:
-        """`error`: of the attempt that ended, as Ray has it."""
+        """Log a retry. `error`: Ray's error text of the failed attempt."""
         self.shares[spec.id] = 0.0
         folder = self.run.trial_folder(spec.id)
         record = read_if_ended(folder)
-        with contextlib.suppress(OSError):  # a process that ended itself left the reason
+        with contextlib.suppress(OSError):  # a process that ended itself wrote the reason
             error = (folder / ERROR_FILE).read_text()
         reason = record.error if record and record.error else _reason(error)
         self.progress.line(f"{self._name(spec)}: {reason}; continues from its last checkpoint")
 
     def is_reported(self, spec: TrialSpec) -> bool:
-        """Whether `ended` was called for it."""
+        """Whether `ended` was called for this trial."""
         return self.shares.get(spec.id) == 1.0
 
     def stopped(self, spec: TrialSpec, last: Reported, reason: str) -> None:
         """Record a trial that the scheduler or the time budget stopped."""
         self._write(spec, last, status="stopped", stop_reason=reason)
-        if reason != "time budget":  # which a later command may extend
+        if reason != "time budget":  # a later command may extend it
             checkpoints.remove_checkpoints(self.run.trial_folder(spec.id))
 
     def failed(self, spec: TrialSpec, last: Reported, status: str, error: str) -> None:
-        """Record a trial whose process died or never began; `error` is the whole text, unless the process left one.
+        """Record a trial whose process died or never started. `error`: Ray's text, used if the process wrote none.
 
-        A process may die after its trial has finished: that record stays.
+        If the process died after its trial had finished, that record stays.
         """
         folder = self.run.trial_folder(spec.id)
         if (folder / TRIAL_FILE).is_file():
@@ -89,7 +89,7 @@ class TrialEvents:
         """Log how a trial ended, from its record."""
         record = read_trial(self.run.trial_folder(spec.id))
         self.shares[spec.id] = 1.0
-        if time.monotonic() > self.table_due:  # the stage writes it at its end; with many trials it takes long
+        if time.monotonic() > self.table_due:  # slow with many trials: a twentieth of the time; complete at stage end
             began = time.monotonic()
             self.run.write_trials_csv()
             self.table_due = time.monotonic() + 20 * (time.monotonic() - began)
@@ -106,7 +106,7 @@ class TrialEvents:
             **last.get("record", {}),
         }
         folder = self.run.trial_folder(spec.id)
-        storage.acquire(folder)  # from a process that was given up and may come back
+        storage.acquire(folder)  # locks out a process that Ray gave up but that may still run
         write_trial(folder, TrialRecord.model_validate(record))
         storage.release(folder)
 
@@ -125,7 +125,7 @@ class TrialEvents:
 
 
 def _outcome(spec: TrialSpec, record: TrialRecord) -> str:
-    """For people: the status, accuracies, and whatever was unusual."""
+    """The log text of a trial that ended: status, accuracies, and anything unusual."""
     metrics, text = record.metrics, str(record.status)
     if record.status == "stopped":
         text += f" by {record.stop_reason} at epoch {metrics.epochs:g}"
@@ -138,15 +138,15 @@ def _outcome(spec: TrialSpec, record: TrialRecord) -> str:
     if reason := record.environment.not_checkpointed:
         text += f", not checkpointed: {reason}"
     if record.compiled_anew:
-        text += f", compiled anew: {record.compiled_anew}"
+        text += f", trained again after clearing the compile cache: {record.compiled_anew}"
     if record.error is not None:
-        changes = " ".join(f"{k}={v}" for k, v in spec.parameters.items())
+        changes = " ".join(f"trial.{k}={v}" for k, v in spec.parameters.items())
         text += f" ({changes or 'base configuration'}): {record.error}"
     return text
 
 
 def _reason(error: str) -> str:
-    """One line of what Ray or the process itself says of its end."""
+    """The line of Ray's or the process's own error text that gives the reason of its end."""
     if node := re.search(r"node has died.*?[Nn]ode[ _]?[Ii][Dd]:? ?([0-9a-f]{8})", error, re.DOTALL):
         return f"its process died with node {node[1]}"
     lines = [line.strip() for line in error.splitlines() if line.strip()]

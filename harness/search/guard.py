@@ -1,9 +1,9 @@
-"""python -m harness.search.guard PID FOLDER: ends what a process leaves behind when it is killed.
+"""python -m harness.search.guard PID FOLDER: kills the Ray processes that PID leaves behind when it is killed.
 
-Ray's server and node end together with the process that started them, but their agents try for a minute to tell the
-server so, and workers that are about to start try as long to find their node. This process remembers what there is
-below PID; when its standard input, a pipe from PID, is closed without a word, it ends what of that still lives and what
-names the FOLDER, where Ray's sockets are, in its command line; then it removes the FOLDER.
+Ray's server and node exit together with the process that started them, but their agents try for a minute to notify the
+server, and starting workers try as long to find their node. The guard polls the descendants of PID. Its standard input
+is a pipe from PID: on EOF without data, it kills surviving descendants and processes whose command line mentions
+FOLDER (Ray's sockets), then removes FOLDER.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def kill_all(processes: list[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):
             if process != psutil.Process():
-                process.kill()  # nothing if its number is another process's by now
+                process.kill()  # no effect if the PID has been reused
 
 
 if __name__ == "__main__":

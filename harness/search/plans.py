@@ -1,6 +1,6 @@
-"""How the trials of a run are executed: measured once where the planned training pays for it, else by rule.
+"""Chooses execution plans for the trials of a run: measured once if enough training is planned, else by rule.
 
-The choice is recorded in run.json and kept for the whole run, so that all its trials compare.
+The choice is recorded in run.json and used for the whole run, so that its trials are comparable.
 """
 
 import time
@@ -16,16 +16,16 @@ from harness.training.autotuner import cached_choice, choose_in_process
 from harness.training.execution import needs_compiler
 from harness.training.network import build_network, summarize_network
 
-# Measuring pays where the planned training takes about so long: a measurement does too. In eager steps, of which each
-# does so many operations a second but takes so many seconds at least, which is what launching its kernels takes.
+# Measuring pays if the planned training takes at least this long, about the duration of a measurement. EAGER_STEPS
+# models eager steps, by device: operations per second, and the minimum seconds per step, for launching its kernels.
 MEASURED_FROM_SECONDS = 10.0
 EAGER_STEPS = {"cpu": (1e12, 0.0), "cuda": (5e13, 2e-3)}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the trials of a stage run: kind of device, threads, how many at once; on which `machine`
-    (execution.processor_name), None where this process does not know."""
+    """Where the trials of a stage run: type of device, threads, number of concurrent trials, and the `machine`
+    (execution.processor_name), None if unknown to this process."""
 
     device: str
     threads: int
@@ -41,10 +41,10 @@ def choose_plans(
     progress: Progress,
     elsewhere: Callable[..., Json],
 ) -> dict[str, PlanChoice]:
-    """How the trials of each architecture are executed: as recorded in the run, or as decided and recorded now.
+    """The execution plan of each architecture, as recorded in the run, or else chosen and recorded now.
 
-    Measured on the first configuration of each architecture, where the training that is planned for `of` trials is long
-    enough. `elsewhere` calls a function where a trial would run.
+    Measured with the first configuration of each architecture, if the training planned for `of` trials is long enough.
+    `elsewhere` calls a function with the allocation and on the device of a trial.
     """
     recorded = run.recorded()
     plans = dict(recorded.plans)
@@ -80,7 +80,7 @@ def _measured(
     progress: Progress,
     elsewhere: Callable[..., Json],
 ) -> PlanChoice:
-    """From the cache, or measured now; `images`: that a trial's place is to train on."""
+    """The plan from the cache, or measured now. `images`: to be trained on by each of the concurrent trials."""
     if place.machine is not None:
         known = cached_choice(config, classes, side, place.machine, images, place.threads)
         if known is not None:
@@ -89,12 +89,12 @@ def _measured(
     arguments = config.model_dump(mode="json"), classes, side, place.device, place.threads, images
     try:
         return PlanChoice.model_validate(elsewhere(choose_in_process, *arguments))
-    except Exception as error:  # whatever happened to that process: the rule always works
+    except Exception as error:  # whatever failed in that process: the rule always works
         return PlanChoice(by_rule=str(error).strip().splitlines()[-1])
 
 
 def eager_seconds(device: str, macs: int, images: int, batch_size: int) -> float:
-    """About how long so many images take to train in eager steps; `macs`: multiply-adds of a forward pass of one."""
+    """Estimated seconds to train on `images` images in eager steps; `macs`: multiply-adds of a forward pass of one."""
     rate, least = EAGER_STEPS[device]
     # Backward is about twice the work of forward, and a multiply-add two operations.
     return images / batch_size * max(least, 6.0 * macs * batch_size / rate)

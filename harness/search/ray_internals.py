@@ -1,6 +1,6 @@
-"""The private parts of Ray that this project relies on: all of them are here, and tests/test_search.py finds each.
+"""All private parts of Ray that this project relies on; tests/test_search.py checks that each exists.
 
-ray is pinned below the next version that was not tried (pyproject.toml).
+pyproject.toml pins ray below the first untested version.
 """
 
 import warnings
@@ -17,16 +17,18 @@ with warnings.catch_warnings():
 
 
 class EndedForMemory(RayActorError):  # type: ignore[misc]  # ray has no types
-    """Ray's monitor ended a worker before the operating system would end a process."""
+    """Ray's memory monitor killed a worker, before the operating system would kill a process."""
 
 
 _task_failed = RayActorManager._actor_task_failed
 
 
 def _fail_alone(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
-    """Where its monitor has ended one worker, Ray Tune would end the whole sweep, siblings and all."""
+    """Fail only the trial whose worker Ray's memory monitor killed: Ray Tune would abort the whole sweep."""
     if isinstance(exception, OutOfMemoryError):
-        exception = EndedForMemory(error_msg="its process was ended: the node's memory was running low")
+        exception = EndedForMemory(
+            error_msg="its process was killed by Ray's memory monitor: the node was running out of memory"
+        )
     _task_failed(self, tracked_actor_task, exception)
 
 
@@ -34,15 +36,15 @@ RayActorManager._actor_task_failed = _fail_alone
 
 
 def brackets_of(scheduler: AsyncHyperBandScheduler) -> Sequence[Any]:
-    """ASHA's brackets of rungs: Ray restores them from its own pickles alone."""
+    """ASHA's brackets of rungs, which Ray's public API restores only from its own pickles."""
     return list(scheduler._brackets)
 
 
 def has_suggested(search: OptunaSearch, trial_id: str) -> bool:
-    """Whether Optuna suggested that trial of Ray's; sample 0, the base, is nobody's suggestion."""
+    """Whether Optuna suggested the trial with this Ray id; it does not suggest sample 0, the base configuration."""
     return trial_id in search._ot_trials
 
 
 def trials_of(found: ResultGrid) -> Sequence[Any]:
-    """Ray Tune's trials, also those that a time budget stopped."""
+    """Ray Tune's trials, including those that a time budget stopped."""
     return list(found._experiment_analysis.trials)

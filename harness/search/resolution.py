@@ -1,4 +1,4 @@
-"""From a command line and a space to what a run means: configuration, pinned values, run directory."""
+"""Resolves a command line and a space into configuration, pinned values and run directory."""
 
 import dataclasses
 import hashlib
@@ -17,12 +17,12 @@ from tune_spaces import Choice, Claim, Space
 
 @dataclass(frozen=True)
 class Resolved:
-    """A command line understood: the configuration, the space without what is pinned, and the pinned values."""
+    """A resolved command line: the configuration, the space without pinned parameters, and the pinned values."""
 
     config: Tune
     space: Space
     pinned: Mapping[str, Any]
-    given: Space | None = None  # instead of one of a name or file
+    given: Space | None = None  # a Space object, where no name or file was given
 
     @property
     def run(self) -> Path:
@@ -34,7 +34,7 @@ class Resolved:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes this run this one: asking for more samples, seeds, variants or stages does not change it."""
+        """The values that identify the run; more samples, seeds, variants or stages do not change it."""
         name = self.config.space
         space = str(Path(name).expanduser().absolute()) if name.endswith(".py") else name
         if self.given is not None:
@@ -46,7 +46,7 @@ class Resolved:
 
     @property
     def weights(self) -> dict[str, str]:
-        """SHA-256 of each file of weights that a trial may start from, by its path."""
+        """SHA-256 of each weights file that a trial may start from, by its absolute path."""
         key = "options.weights"
         values = [self.config.trial.options.get("weights"), *(c.get(key) for c in self.space.variants.values())]
         domain = self.space.parameters.get(key)
@@ -63,19 +63,19 @@ class Resolved:
         return self.config.search.variants or list(self.space.variants)
 
     def claims_of(self, variants: Sequence[str]) -> list[Claim]:
-        """Those of the space about these variants; where it makes none, that each is better than the first."""
+        """The space's claims about these variants; if the space has none, that each is better than the first."""
         if self.space.claims:
             return [c for c in self.space.claims if {c.variant, c.than} <= set(variants)]
         return [Claim(f"{name} is better than {variants[0]}", name, variants[0]) for name in variants[1:]]
 
 
 def resolve(values: Mapping[str, Any], own_space: Space | None = None) -> Resolved:
-    """Defaults, then the space's values, then those of the command line, which pin what they set.
+    """Merge defaults, the space's values and the command line's `values` (by dotted key), which pin what they set.
 
-    `own_space`: instead of one that `values` name.
+    `own_space` replaces the space that `values` name. Raises BadInput for a missing space or an invalid key or value.
     """
     if "space" not in values:
-        raise BadInput(f"space=: which space? give space=NAME, one of {', '.join(plugins.names('tune_spaces'))}")
+        raise BadInput(f"space=: is missing; give space=NAME, one of {', '.join(plugins.names('tune_spaces'))}")
     space = load_space(values["space"]) if own_space is None else own_space
     if values.get("trial.architecture", space.trial.get("architecture")) != space.trial.get("architecture"):
         space = _without_options(space)
@@ -83,7 +83,7 @@ def resolve(values: Mapping[str, Any], own_space: Space | None = None) -> Resolv
     prefixed = {f"trial.{k}": v for k, v in space.trial.items()}
     prefixed |= {f"data.{k}": v for k, v in space.data.items()} | {f"search.{k}": v for k, v in space.search.items()}
     defaults = {"space": values["space"], **nested(prefixed)}
-    build_config(Tune, defaults, where)  # what is wrong in the file is told apart from what is wrong in the command
+    build_config(Tune, defaults, where)  # checked alone, so that its errors name the space
     given = dict(values)
     address = os.environ.get("RAY_ADDRESS")
     if address and "resources.address" not in given:
@@ -96,7 +96,7 @@ def resolve(values: Mapping[str, Any], own_space: Space | None = None) -> Resolv
 
 
 def _without_options(space: Space) -> Space:
-    """Options are those of an architecture: whoever chooses another leaves the space's behind."""
+    """Options belong to an architecture: choosing another one drops the space's options."""
     trial, parameters = (
         {key: value for key, value in values.items() if not key.startswith("options.")}
         for values in (space.trial, space.parameters)
@@ -123,6 +123,7 @@ def _without(space: Space, pinned: Mapping[str, Any], config: Tune) -> Space:
 
 
 def load_space(name: str) -> Space:
+    """The SPACE of a named space or a FILE.py. Raises BadInput where it is missing or not a Space."""
     space = plugins.load("tune_spaces", name, "SPACE")
     if not isinstance(space, Space):
         raise BadInput(f"space={name}: SPACE is a {type(space).__name__}; make it a tune_spaces.Space")

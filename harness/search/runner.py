@@ -1,8 +1,8 @@
 """Runs trials with Ray Tune on the devices of this machine or of a cluster.
 
-Ray places trials, restarts those that failed or whose process died, and asks scheduler and searcher. The run directory
-decides which trials have ended: a worker writes the record of the trial that it finished, this process the record of
-one that was stopped or whose process died. So a restart depends on no state of Ray's.
+Ray places trials, retries those that failed or whose process died, and calls scheduler and searcher. The run directory
+decides which trials have ended: a worker process writes the records of trials that it finished, the driver those of
+trials that were stopped or whose process died. So resuming a run needs no state of Ray's.
 """
 
 import hashlib
@@ -46,10 +46,10 @@ def run_trials(
     *,
     scheduler: bool,
 ) -> None:
-    """Run these trials, which are missing from `of` trials. `scheduler`: whether the configured one may stop some.
+    """Run `trials`, the missing ones of a stage of `of` trials. `scheduler`: whether to use the configured one.
 
-    A trial's allocation follows from `of`: its threads, and with them its bits, are the same whether the run was
-    interrupted or not.
+    The allocation depends on `of`, not on how many trials are missing: the number of threads, and so the exact results,
+    are the same whether or not the run was interrupted.
     """
     with cluster(generator.resolved.config.resources) as nodes:
         runner = TrialRunner(generator, run, progress, Allocation.of(generator.resolved.config.resources, nodes, of))
@@ -82,7 +82,7 @@ def run_optuna(indices: Sequence[int], generator: TrialGenerator, run: RunDirect
             space={key: optuna_distribution(domain) for key, domain in parameters.items()},
             metric=search.metric,
             mode=search.mode,
-            # Optuna's sampler starts afresh with each command: the same seed would draw the same points again.
+            # Each command creates a new sampler: with the same seed it would draw the same points again.
             seed=int(hashlib.sha256(f"{search.seed} {indices[0]}".encode()).hexdigest()[:8], 16),
         )
         for record in run.trials():
@@ -94,7 +94,7 @@ def run_optuna(indices: Sequence[int], generator: TrialGenerator, run: RunDirect
 
 
 class TrialRunner:
-    """The trials of one stage on a cluster."""
+    """Runs the trials of one stage on a cluster."""
 
     def __init__(self, generator: TrialGenerator, run: RunDirectory, progress: Progress, allocation: Allocation):
         self.generator, self.run, self.progress, self.allocation = generator, run, progress, allocation
@@ -103,7 +103,7 @@ class TrialRunner:
         self.plans: dict[str, PlanChoice] = {}
 
     def choose_plans(self, configs: Sequence[Trial], of: int) -> None:
-        """How the trials of each architecture are executed; measured, if at all, where a trial would run."""
+        """Choose the execution plan of each architecture; a measurement runs with a trial's allocation."""
 
         def where_a_trial_runs(function: Callable[..., Json], *arguments: object) -> Json:
             request = self.allocation.request
@@ -119,7 +119,7 @@ class TrialRunner:
         self.plans = choose_plans(configs, of, self.run, place, self.progress, where_a_trial_runs)
 
     def worker_config(self, spec: TrialSpec) -> Json:
-        """What TrialWorker is given for a trial."""
+        """The configuration that TrialWorker gets for a trial."""
         job = TrainingJob(
             config=spec.config,
             data=self.generator.resolved.config.data,
@@ -136,7 +136,7 @@ class TrialRunner:
         return {"job": job.to_json(), **how}
 
     def fit(self, searcher: Any, specs: dict[str, TrialSpec], total: int, scheduler: bool) -> None:
-        """Run what the searcher hands out, `total` trials; each is in `specs` by then."""
+        """Run the `total` trials that the searcher hands out; `specs` holds each by id once it is handed out."""
         search = self.search
         epochs = self.generator.resolved.config.trial.epochs
         watcher = Watcher(specs, TrialEvents(total, self.run, self.progress, search.metric))
@@ -149,7 +149,7 @@ class TrialRunner:
                     search_alg=searcher,
                     scheduler=make_scheduler(search, epochs, self.run) if scheduler else FIFOScheduler(),
                     num_samples=total,
-                    # As many as may run also start at once.
+                    # Ray starts this many trials at once; without it, one after another.
                     max_concurrent_trials=self.resources.concurrency or self.allocation.at_once,
                     time_budget_s=search.time_budget_seconds,
                     reuse_actors=True,
@@ -166,6 +166,6 @@ class TrialRunner:
             try:
                 found = tuner.fit()
             except tune.TuneError as error:
-                # Ray passes on the text alone of what a callback raised, a full disk for instance.
+                # Ray's error has only the text of what a callback raised, for instance that the disk is full.
                 raise error.__context__ or error from None
             watcher.out_of_time(trials_of(found))

@@ -1,4 +1,4 @@
-"""Ray Tune's searchers and scheduler, told of the trials that have ended before."""
+"""Ray Tune's searchers and scheduler, initialised with the results of earlier trials."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 class NotPickled:
-    """Ray pickles its parts to restore them; here the run directory restores, so there is nothing to pickle."""
+    """Has no state for Ray to pickle: a run is restored from the run directory."""
 
     def __getstate__(self) -> Json:
         return {}
 
 
 class InOrder(NotPickled, Searcher):  # type: ignore[misc]  # ray has no types
-    """Trials that are known beforehand, each handed out when there is room for it: Ray's own grid copies the whole list
-    for each of them."""
+    """Hands out trials that are known beforehand, each when it can start: Ray's own grid copies the whole list for each
+    trial."""
 
     def __init__(self, configs: Iterator[Json], **options: Any):
         super().__init__(**options)
@@ -51,7 +51,7 @@ class InOrder(NotPickled, Searcher):  # type: ignore[misc]  # ray has no types
 
 
 class OptunaSamples(NotPickled, OptunaSearch):  # type: ignore[misc]  # ray has no types
-    """Optuna's suggestions as the trials of the missing indices; sample 0 is the base, which nobody suggests."""
+    """Optuna's suggestions as the trials of the missing indices; sample 0 is the base configuration, not suggested."""
 
     def __init__(self, indices: Sequence[int], make: Callable[[Json, int], Json], **options: Any):
         super().__init__(**options)
@@ -77,7 +77,7 @@ class OptunaSamples(NotPickled, OptunaSearch):  # type: ignore[misc]  # ray has 
 
 
 def make_scheduler(search: Search, epochs: int, run: RunDirectory) -> TrialScheduler:
-    """The configured scheduler, given the histories of the search's trials that have ended.
+    """The configured scheduler, initialised with the histories of the search's trials that have ended.
 
     A trial that is continued from a checkpoint reports its earlier validations itself.
     """
@@ -101,7 +101,7 @@ def make_scheduler(search: Search, epochs: int, run: RunDirectory) -> TrialSched
 
 
 def optuna_distribution(domain: Domain) -> "BaseDistribution":
-    """A domain of a space in Optuna's terms."""
+    """Convert a domain of a space to Optuna's distribution."""
     from optuna import distributions
 
     if isinstance(domain, Choice):

@@ -1,4 +1,4 @@
-"""The stages that train: search, and confirm. Each runs only the trials that are missing."""
+"""The stages that train: search and confirm. Each runs only the missing trials."""
 
 from harness.run.directory import RunDirectory
 from harness.run.progress import Progress
@@ -8,7 +8,7 @@ from harness.search.trials import TrialGenerator, TrialSpec
 def search_stage(
     generator: TrialGenerator, trials: list[TrialSpec] | None, run: RunDirectory, progress: Progress
 ) -> None:
-    """Run the trials of the space that are missing; `trials` is None where Optuna suggests them."""
+    """Run the missing trials of the space; `trials` is None where Optuna suggests them."""
     from harness.search.runner import run_optuna, run_trials
 
     if trials is not None:
@@ -28,7 +28,7 @@ def search_stage(
 
 
 def missing_of(trials: list[TrialSpec], run: RunDirectory, progress: Progress) -> list[TrialSpec]:
-    """Which of these trials are to run; files of failed and interrupted ones are removed, but for checkpoints."""
+    """The trials that still have to run; removes the files of failed and interrupted ones, except checkpoints."""
     ids = {spec.id for spec in trials}
     run.remove(lambda r: r.id in ids and not r.is_done, continued=ids)
     done = {r.id for r in run.trials() if r.id in ids}
@@ -38,7 +38,10 @@ def missing_of(trials: list[TrialSpec], run: RunDirectory, progress: Progress) -
 
 
 def confirm_stage(generator: TrialGenerator, run: RunDirectory, progress: Progress) -> None:
-    """Train the best of a search again on fresh seeds; then read the test set, for the winner alone."""
+    """Train the best configurations of a search on fresh seeds; then read the test split, for the winner alone.
+
+    Raises RuntimeError where no trial has finished.
+    """
     from harness.search.runner import run_trials
     from harness.stats.ranking import rank
     from harness.training.evaluation import read_test
@@ -48,9 +51,11 @@ def confirm_stage(generator: TrialGenerator, run: RunDirectory, progress: Progre
     if not searched:
         raise RuntimeError("no trial has finished: nothing to confirm")
     if generator.resolved.space.variants:
-        progress.line("confirm: the seeds of an ablation confirm it")
+        progress.line("confirm: skipped, an ablation trains each variant on several seeds")
     elif len(searched) == 1 or settings.confirm == 0:
-        progress.line("confirm: a single candidate needs none" if len(searched) == 1 else "confirm: left out")
+        progress.line(
+            "confirm: skipped, only one candidate" if len(searched) == 1 else "confirm: skipped, search.confirm=0"
+        )
     else:
         trials = generator.confirmations([one.records[0] for one in searched[: settings.confirm]])
         missing = missing_of(trials, run, progress)

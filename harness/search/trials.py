@@ -1,4 +1,4 @@
-"""The trials of a run: their ids, seeds, configurations, and what each may read."""
+"""The trials of a run: their ids, seeds, configurations, and whether each may read the test split."""
 
 import hashlib
 import itertools
@@ -20,7 +20,7 @@ CONFIRM_SEEDS_FROM = 1_000_000  # search seeds stay below: confirmation never re
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One trial of a run: which, and why."""
+    """One trial of a run: its id, origin, seed and configuration; `parameters` are its changes to the base."""
 
     id: str
     stage: str
@@ -32,13 +32,13 @@ class TrialSpec:
     read_test: bool
 
     def labels(self) -> dict[str, Any]:
-        """What trial.json says beside configuration and metrics."""
+        """The fields of trial.json that identify the trial."""
         names = ("id", "stage", "variant", "index")
         return {name: getattr(self, name) for name in names} | {"parameters": dict(self.parameters)}
 
 
 def _with_absolute_paths(trial: Trial) -> Trial:
-    """Files that a trial names, as every node finds them."""
+    """The trial with absolute paths to its files, which every node can open."""
     options = dict(trial.options)
     weights = options.get("weights")
     if isinstance(weights, str) and Path(weights).is_file():
@@ -50,7 +50,7 @@ def _with_absolute_paths(trial: Trial) -> Trial:
 
 
 class TrialGenerator:
-    """Makes the trials of a run; one place decides ids, seeds and what each trial may read."""
+    """Makes the trials of a run: the only place that decides ids, seeds and access to the test split."""
 
     def __init__(self, resolved: Resolved, fingerprint: str):
         self.resolved, self.fingerprint = resolved, fingerprint
@@ -72,10 +72,13 @@ class TrialGenerator:
         seed: int | None = None,
         read_test: bool = False,
     ) -> TrialSpec:
-        """The base with `changes` (dotted keys) as a trial; sample `index` has a seed of its own."""
+        """The trial of the base with `changes` (by dotted key); default seed: that of the search plus `index`.
+
+        Raises BadInput where a key or value is invalid.
+        """
         base = self.resolved.base
         if changes.get("architecture", base["architecture"]) != base["architecture"]:
-            pinned = self.resolved.pinned  # the others are the other architecture's
+            pinned = self.resolved.pinned  # other options belong to the other architecture
             base["options"] = {k.removeprefix("options."): v for k, v in pinned.items() if k.startswith("options.")}
         config = build_config(Trial, merge(base, nested(dict(changes))), f"{variant or 'sample'}: ")
         config = _with_absolute_paths(config)
@@ -84,7 +87,10 @@ class TrialGenerator:
         return TrialSpec(identity, stage, variant, index, seed, config, dict(changes), read_test)
 
     def search_trials(self) -> list[TrialSpec]:
-        """The trials of the first stage that are known beforehand: variants, or samples by grid or random draw."""
+        """The trials of the search stage: variants, or samples by grid or random draw (not those by Optuna).
+
+        Raises BadInput where two variants are the same configuration, or a grid is not possible.
+        """
         if self._search_trials is None:
             self._search_trials = self._make_search_trials()
         return self._search_trials
@@ -113,7 +119,7 @@ class TrialGenerator:
         return [self.trial("search", self.sample(i), index=i) for i in range(search.samples)]
 
     def sample(self, index: int) -> dict[str, Any]:
-        """Draw `index` of a random search: nothing but the space, the seed and the index decides it; 0 is the base."""
+        """Draw `index` of a random search, which depends on space, seed and index only; 0 is the base configuration."""
         if index == 0:
             return {}
         draws = {}
@@ -123,7 +129,7 @@ class TrialGenerator:
         return draws
 
     def _grid(self) -> Iterable[dict[str, Any]]:
-        """Every combination; `samples` does not cut it."""
+        """Every combination; `samples` does not limit it."""
         parameters = self.resolved.space.parameters
         for key, domain in parameters.items():
             if not isinstance(domain, Choice | Integer):
@@ -132,7 +138,7 @@ class TrialGenerator:
             yield dict(zip(parameters, values, strict=True))
 
     def confirmations(self, candidates: Sequence[TrialRecord]) -> list[TrialSpec]:
-        """The candidates (records of search trials) again, each on the same fresh seeds."""
+        """Trials that repeat the candidates (records of search trials), all on the same fresh seeds."""
         return [
             self.trial(
                 "confirm",

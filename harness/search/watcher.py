@@ -1,4 +1,4 @@
-"""Passes on to TrialEvents what Ray Tune reports about its trials."""
+"""Forwards Ray Tune's callbacks to TrialEvents."""
 
 import contextlib
 import warnings
@@ -17,12 +17,12 @@ from harness.search.ray_internals import EndedForMemory
 from harness.search.searchers import NotPickled
 from harness.search.trials import TrialSpec
 
-# Of Ray Tune's own classes, which have no types: the trials in its callbacks.
+# The trials in Ray Tune's callbacks; Ray has no types.
 TuneTrial = Any
 
 
 class Watcher(NotPickled, tune.Callback):  # type: ignore[misc]  # ray has no types
-    """Ray Tune's callbacks, by trial."""
+    """Ray Tune's callbacks; `specs`: the trials by id."""
 
     def __init__(self, specs: dict[str, TrialSpec], events: TrialEvents):
         self.specs, self.events = specs, events
@@ -60,7 +60,7 @@ class Watcher(NotPickled, tune.Callback):  # type: ignore[misc]  # ray has no ty
 
     @staticmethod
     def _error(trial: TuneTrial) -> BaseException | None:
-        with contextlib.suppress(OSError, TypeError):  # Ray's own getter looks before the file is there
+        with contextlib.suppress(OSError, TypeError):  # Ray's own getter may look before the file exists
             error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
             return error if isinstance(error, BaseException) else None
         return None

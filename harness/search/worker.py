@@ -1,4 +1,4 @@
-"""The process in which Ray runs one trial after another."""
+"""The worker process, in which Ray runs one trial after another."""
 
 import contextlib
 import faulthandler
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 class Preempted(BaseException):
-    """SIGTERM came while a trial was at work."""
+    """SIGTERM arrived while a trial was running."""
 
 
 class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
-    """Runs one trial after another in a process that stays; a step runs to the next validation.
+    """Runs one trial after another in the same process; a step runs to the next validation.
 
-    Ray places a trial that failed again, in a fresh process, as often as configured: whatever it held is free then. A
+    Ray retries a failed trial as often as configured, in a fresh process: the memory of the old one is free by then. A
     preempted trial, whose process received SIGTERM, is placed again without consuming a retry.
     """
 
@@ -49,24 +49,24 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
             before(number, frame)  # type: ignore[operator, misc]
 
         signal.signal(signal.SIGTERM, terminate)
-        with contextlib.suppress(OSError):  # a folder of the driver's machine; relative paths of the user start there
+        with contextlib.suppress(OSError):  # the driver's working directory, for relative paths; may be missing here
             os.chdir(config["folder"])
-        # What a process does before its first trial counts for that one.
+        # The start-up time of a process is booked to its first trial.
         age = time.time() - psutil.Process().create_time()
         timers = Timers("worker start", time.perf_counter() - age)
         timers.enter("imports")
-        gc.disable()  # what imports make lasts: collecting in between takes a fifth of their time
+        gc.disable()  # objects made by imports stay: collecting would take a fifth of the time
         from harness.training import execution
 
         execution.prepare_process(config["threads"])
-        import torch._dynamo  # noqa: F401  which every optimiser imports
+        import torch._dynamo  # noqa: F401  every optimiser imports it
 
         gc.freeze()
         gc.enable()
         self.start(config, timers)
 
     def start(self, config: Json, timers: Timers) -> None:
-        """Prepare for a trial. Nothing is written: Ray may start two processes for a trial, of which one runs it."""
+        """Prepare for a trial without writing: Ray may start two processes for a trial, and runs it in only one."""
         import torch
 
         from harness.training.job import TrainingJob
@@ -77,7 +77,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         timers.enter("idle")
 
     def begin(self) -> "Loop":
-        """The trial's loop, in a folder that is this process's from now on."""
+        """Acquire the trial's folder for this process and return the training loop."""
         from harness.training.loop import training_loop
 
         folder = self._folder()
@@ -86,7 +86,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
             raise FileNotFoundError(f"run={run}: not visible on node {os.uname().nodename}; give a shared folder")
         storage.acquire(folder)
         ended = read_if_ended(folder)
-        if ended is not None and ended.is_done:  # by a process that died before it could report
+        if ended is not None and ended.is_done:  # by a process that died before it reported this
             return _returning(ended)
         for name in (TRIAL_FILE, ERROR_FILE):  # of an earlier attempt
             (folder / name).unlink(missing_ok=True)
@@ -131,14 +131,14 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
 
 
 def _returning(record: TrialRecord) -> Generator[tuple[HistoryRow, TrialRecord], None, TrialRecord]:
-    """A loop that has nothing left to do."""
+    """The loop of a trial that has already ended."""
     yield from ()
     return record
 
 
 @contextlib.contextmanager
 def _ending_where_it_hangs(folder: Path, seconds: float | None) -> Iterator[None]:
-    """End this process where what is within takes longer, and say in the trial's folder what it was at."""
+    """Exit this process if the block takes longer than `seconds`, with its stack traces in the trial's error file."""
 
     def end() -> None:
         try:

@@ -1,4 +1,4 @@
-"""Claims about variants: tests with correction for their number, and the seeds that would settle them."""
+"""Claims about variants: tests corrected for multiple comparisons, and the seeds that would settle them."""
 
 import bisect
 import math
@@ -12,17 +12,17 @@ from harness.stats.intervals import CONFIDENCE, Difference, Estimate, welch
 if TYPE_CHECKING:
     from tune_spaces import Claim
 
-POWER, OF_INTEREST = 0.8, 0.005  # a difference of half a point of accuracy; the chance to see it that is asked for
+POWER, OF_INTEREST = 0.8, 0.005  # power required for a difference of 0.5 points of accuracy
 Verdict = Literal["holds", "does not hold", "not settled"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a claim that `variant` is better than `than` (or, with a `margin`, as good).
+    """The test result of a claim that `variant` is better than `than` (or, with a `margin`, as good).
 
-    `difference` is better - than with its own 95 % interval; `p` is corrected for all claims of the table (Holm).
-    `seeds` of each would settle a difference of `of_interest` with 80 % power; None where that is no question.
-    `diverged`: trials of the two that did, and count for nothing.
+    `difference`: variant - than with its own 95 % interval; `p`: corrected for all claims of the table (Holm).
+    `seeds` per variant would settle a difference of `of_interest` with 80 % power; None where settled or unknown.
+    `diverged`: diverged trials of the two variants, which are left out.
     """
 
     says: str
@@ -38,7 +38,7 @@ class Finding:
 
     @property
     def sentence(self) -> str:
-        """For people, in points."""
+        """The finding in words, in points (percent)."""
         mean, low, high = (100 * v for v in (self.difference.mean, self.difference.low, self.difference.high))
         interval = "" if math.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
         what = "points" if self.metric == "test_accuracy" else f"points of {METRICS[self.metric]}"
@@ -49,7 +49,7 @@ class Finding:
             return f"{text} (p = {self.p:.2g} after Holm's correction)"
         if self.seeds is None:
             return text
-        about = float(f"{self.seeds:.2g}")  # a deviation of few seeds tells no more
+        about = float(f"{self.seeds:.2g}")  # few seeds give no more precise deviation
         return f"{text}; about {about:.0f} seeds would settle {100 * self.of_interest:g} points"
 
 
@@ -57,10 +57,10 @@ METRICS = {"test_accuracy": "test accuracy", "gap": "training minus test accurac
 
 
 def judge_claims(claims: Sequence["Claim"], records: Sequence[TrialRecord]) -> list[Finding]:
-    """A finding for each claim whose variants both have finished trials with the test set read, the claims' order.
+    """A finding for each claim whose variants both have finished, tested trials, in the order of the claims.
 
-    Welch's t-tests on the means over seeds; Holm's correction keeps the chance that any claim of the table is wrongly
-    called settled near 5 % (tests/test_stats.py simulates it). A claim of equivalence is two one-sided tests
+    Welch's t-tests on the means over seeds; Holm's correction keeps the probability that any claim of the table is
+    wrongly settled near 5 % (simulated in tests/test_stats.py). Equivalence is tested by two one-sided tests
     (Schuirmann 1987).
     """
     groups: dict[str, dict[str, list[float]]] = {metric: {} for metric in METRICS}
@@ -93,14 +93,14 @@ def judge_claims(claims: Sequence["Claim"], records: Sequence[TrialRecord]) -> l
 
 
 def _test(claim: "Claim", difference: Difference) -> tuple[float, bool]:
-    """(p, whether the claim is what it speaks for); 1 where there is too little to tell."""
+    """(p, whether the data favour the claim); p is 1 where there are too few trials."""
     if not difference.freedom:
         return 1.0, False
     size = abs(difference.mean)
     if claim.margin is None:
         return 2 * difference.above(size), difference.mean > 0 if claim.higher else difference.mean < 0
-    # The two nulls exclude each other, so that the smaller p errs no more often than each. Beyond lie two sides: with a
-    # margin that is small against the error, a difference as large on the other one is as likely.
+    # The two null hypotheses exclude each other, so the smaller p errs no more often than each. `beyond` has two tails:
+    # if the margin is small against the error, an equally large difference of the other sign is as likely.
     inside = difference.above(claim.margin - size)
     beyond = difference.above(size - claim.margin) + difference.above(size + claim.margin)
     return min(inside, beyond), inside < beyond
@@ -116,9 +116,10 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def needed_seeds(deviation: float, difference: float, comparisons: int, *, equivalence: bool = False) -> int | None:
-    """Seeds of each of two variants with which a true difference of just that is settled with 80 % power, at 5 % over
-    so many comparisons (Bonferroni); with `equivalence`, that there is none beyond it, where there is none at all.
-    None beyond 1,000, or where nothing is known. `deviation`: between seeds, the same in both.
+    """Seeds per variant that settle a true `difference` with 80 % power at 5 % over all `comparisons` (Bonferroni).
+
+    With `equivalence`: that settle equivalence to within `difference` where the true difference is 0. `deviation`:
+    standard deviation between seeds, the same in both variants. None beyond 1,000 seeds or without a deviation.
     """
     if not deviation > 0:
         return None

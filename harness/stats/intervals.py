@@ -1,6 +1,6 @@
 """Means, ratios and differences with 95 % intervals.
 
-Intervals are Student's t: runs with different seeds are close to normal and few.
+Intervals are Student's t: results over seeds are few and close to normal.
 """
 
 import math
@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of `n` values with its interval; with one value the interval is not a number."""
+    """A mean of `n` values with its 95 % interval; NaN limits where there is no interval, as with one value."""
 
     mean: float
     low: float
@@ -27,34 +27,34 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return Estimate(mean, math.nan, math.nan, n)
-    from scipy.special import stdtrit  # the quantile of scipy.stats.t, which takes a second to import
+    from scipy.special import stdtrit  # quantile of t; importing scipy.stats takes a second
 
     half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * np.std(values, ddof=1) / math.sqrt(n))
     return Estimate(mean, mean - half, mean + half, n)
 
 
 def ratio_interval(numerator: Sequence[float], denominator: Sequence[float]) -> Estimate:
-    """Geometric mean of paired ratios with its interval: a t-interval on the logarithms."""
+    """Geometric mean of paired ratios with its 95 % interval: a t-interval on the logarithms."""
     logs = np.log(np.asarray(numerator) / np.asarray(denominator))
     estimate = mean_interval(logs.tolist())
     return Estimate(math.exp(estimate.mean), math.exp(estimate.low), math.exp(estimate.high), estimate.n)
 
 
 def seeds_interval(values: Sequence[float]) -> Estimate:
-    """The interval over seeds; a few that happen to agree to the last image do not make one of no width."""
+    """The interval over seeds; NaN limits, not zero width, where few seeds happen to agree to the last image."""
     estimate = mean_interval(values)
     return Estimate(estimate.mean, math.nan, math.nan, estimate.n) if agree(values) else estimate
 
 
 def agree(values: Sequence[float]) -> bool:
-    """Whether all are the same, but for rounding."""
+    """Whether all values are equal up to rounding."""
     return float(np.ptp(values)) < 1e-9
 
 
 def difference_interval(values: Mapping[int, float], reference: Mapping[int, float]) -> Estimate:
-    """Mean difference by seed with its interval: paired over the seeds that both have, unpaired (Welch) without any.
+    """Mean difference of values by seed with its interval: paired over two or more common seeds, else unpaired (Welch).
 
-    Not a number where there are fewer than two runs to compare, or these do not differ at all.
+    The limits are NaN where there are fewer than two trials to compare, or where these do not vary.
     """
     common = sorted(set(values) & set(reference))
     if len(common) >= 2:
@@ -64,8 +64,8 @@ def difference_interval(values: Mapping[int, float], reference: Mapping[int, flo
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two groups' means: `error` is its standard error, `deviation` that of a single run; 0 `freedom` and not a
-    number where nothing is known of them."""
+    """Difference of two groups' means: `error` is its standard error, `deviation` the standard deviation of one trial,
+    `freedom` the degrees of freedom. If the variance is unknown, `freedom` is 0, `error` and `deviation` NaN."""
 
     mean: float
     error: float
@@ -83,15 +83,15 @@ class Difference:
         return Estimate(self.mean, self.mean - half, self.mean + half, self.n)
 
     def above(self, value: float) -> float:
-        """The chance of a t as large as this difference's or larger, were the true one `value` less."""
+        """Upper-tail probability of t at `value` / `error`: a one-sided p value."""
         from scipy.special import stdtr
 
         return float(stdtr(self.freedom, -value / self.error))
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Of a - b (Biometrika 34, 1947): each group with its own variance. Few seeds do not tell whether variances are
-    equal, and a pooled one lends a noisy variant the quiet ones' certainty."""
+    """Welch's difference a - b (Biometrika 34, 1947), each group with its own variance. Few seeds cannot show that
+    variances are equal, and a pooled one would understate the error of a noisy variant."""
     difference, n = float(np.mean(a) - np.mean(b)), min(len(a), len(b))
     variances = [0.0 if n < 2 or agree(values) else float(np.var(values, ddof=1)) for values in (a, b)]
     parts = [variance / len(values) for variance, values in zip(variances, (a, b), strict=True)]

@@ -1,4 +1,4 @@
-"""The ranking of configurations, and which trial wins."""
+"""The ranking of configurations, and the winning trial."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from harness.stats.intervals import Estimate, difference_interval, seeds_interva
 
 @dataclass(frozen=True)
 class Ranked:
-    """One configuration over its seeds. `tied`: not told apart from the best one at 95 %."""
+    """One configuration over its seeds. `tied`: not distinguishable from the best one at 95 %."""
 
     name: str
     records: tuple[TrialRecord, ...]
@@ -20,10 +20,10 @@ class Ranked:
 
 
 def rank(records: Sequence[TrialRecord], metric: str = "val_accuracy") -> list[Ranked]:
-    """Configurations, best first, by their mean on validation; confirmed ones alone where there are any.
+    """Configurations, best first, by their mean on validation; only the confirmed ones if there are any.
 
-    Only finished trials count. The search's own runs do not vote once configurations are confirmed: the best of many
-    lucky runs is lucky. `metric`: val_accuracy or val_loss.
+    Only finished trials count. The search's trials do not count for confirmed configurations: the best of many trials
+    was selected for its luck, too. `metric`: val_accuracy or val_loss.
     """
     finished = [r for r in records if r.status == "finished"]
     confirmed = [r for r in finished if r.stage == "confirm"]
@@ -45,6 +45,6 @@ def rank(records: Sequence[TrialRecord], metric: str = "val_accuracy") -> list[R
 
 
 def winning_trial(ranked: Ranked, metric: str = "val_accuracy") -> TrialRecord:
-    """Of the winning configuration the trial with the best validation: the one that is exported."""
+    """The trial of the winning configuration with the best validation metric, which is exported."""
     sign = -1 if metric == "val_accuracy" else 1
     return min(ranked.records, key=lambda r: sign * r.metrics.of(metric))

@@ -31,14 +31,14 @@ def train(
     device: str = "auto",
     callbacks: Sequence[Callable[[HistoryRow], object]] = (),
 ) -> TrialRecord:
-    """Train one trial to its end; each callback gets each row of the history as it is validated.
+    """Train one trial to the end; every callback is called with each history row, right after its validation.
 
     `data`: a Data, or images uint8 [N, H, W, 3] with labels [N] as a pair of arrays, or a Decoded with classes and a
-    test part. Validation is drawn from the training images. `model`: a network [N, 3, H, W] -> logits [N, classes] to
-    train instead of `trial.architecture`, starting from its weights; at the end it holds the kept weights, in eval
-    mode on the device that it came on. `folder`: for trial.json, history.csv and model.safetensors, and to be
-    continued from after an interruption; by default nothing is written. Raises BadInput for data that cannot be
-    trained on; a trial that fails returns a record whose `status` and `error` say how.
+    test split. The validation split is drawn from the training images. `model`: a network [N, 3, H, W] -> logits
+    [N, classes] to train, from its weights, instead of `trial.architecture`; at the end it holds the kept weights, in
+    eval mode on its original device. `folder`: where trial.json, history.csv, model.safetensors and the checkpoints
+    for resuming an interrupted training are written; None writes nothing. Raises BadInput for data that cannot be
+    trained on; a failed trial returns a record with `status` and `error`.
     """
     dataset = None
     if not isinstance(data, Data):
@@ -63,16 +63,16 @@ def train(
 
 
 def _decoded(data: Decoded | Arrays) -> Decoded:
-    """Arrays as a Decoded, checked."""
+    """The data as a Decoded. Raises BadInput where a shape, dtype or label is wrong."""
     if not isinstance(data, Decoded):
         images, labels = np.asarray(data[0]), np.asarray(data[1])
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
-            raise BadInput(f"labels {labels.dtype} {labels.shape}: give whole numbers from 0 on, one an image")
+            raise BadInput(f"labels {labels.dtype} {labels.shape}: give integers from 0 on, one per image")
         classes = tuple(str(i) for i in range(int(labels.max(initial=0)) + 1))
         data = Decoded(classes, (images, labels.astype(np.int64)), None)
     for images, labels in filter(None, (data.train, data.test)):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
             raise BadInput(f"images {images.dtype} {images.shape}: give uint8 [N, H, W, 3] with H equal to W")
         if len(images) != len(labels):
-            raise BadInput(f"{len(images)} images, {len(labels)} labels: give one label an image")
+            raise BadInput(f"{len(images)} images, {len(labels)} labels: give one label per image")
     return data

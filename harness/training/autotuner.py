@@ -1,8 +1,7 @@
-"""Which execution plan is the fastest for a network on a device: real steps of each candidate, timed in turn.
+"""Choice of the fastest execution plan for a network on a device, by timing real steps of each candidate.
 
-A plan never chooses the precision: speed is no reason to compute something else. `choose_plan` checks that the
-candidates compute the same, and stores its choice in the cache. harness/search/plans.py decides for which trials
-measuring pays.
+The precision is never chosen here, as it would change the results. `choose_plan` checks that the candidates compute
+the same gradients and caches its choice. harness/search/plans.py decides for which trials measuring pays off.
 """
 
 import dataclasses
@@ -35,10 +34,10 @@ from harness.training.execution import (
 from harness.training.network import build_network
 from harness.training.step import make_step
 
-TOLERANCE = {"float32": 0.05, "bfloat16": 0.2, "float16": 0.1}  # of each gradient, relative to its norm
-MARGIN = 0.03  # a plan must be so much faster than the rule's, or timing noise would choose
-SHARE, LEAST_SECONDS = 0.03, 10.0  # the most that measuring may cost: of the planned training, or so many seconds
-# Until a plan can be timed: the first time, and from the cache.
+TOLERANCE = {"float32": 0.05, "bfloat16": 0.2, "float16": 0.1}  # largest difference of a gradient, relative to its norm
+MARGIN = 0.03  # minimum gain over the rule's plan, so that timing noise does not decide
+SHARE, LEAST_SECONDS = 0.03, 10.0  # limit for measuring: share of the planned training time, at least 10 s
+# Seconds to compile a plan: without and with cached code.
 COMPILE_SECONDS = {
     "off": (0.0, 0.0),
     "kernels": (8.0, 0.0),
@@ -50,14 +49,14 @@ ROUNDS = 5
 
 
 def choose_in_process(config: Json, classes: int, side: int, device: str, threads: int, images: float) -> Json:
-    """`choose_plan` in a process of its own, with plain data in and out, prepared as one that trains."""
+    """`choose_plan` for a separate process, with JSON data in and out; prepares the process as for training."""
     torch.set_num_threads(threads)
     execution.prepare_process(threads)
     return choose_plan(Trial.model_validate(config), classes, side, torch.device(device), images).to_json()
 
 
 def candidate_plans(trial: Trial, device: torch.device) -> list[ExecutionPlan]:
-    """Plans with what the configuration fixes; the rule's first."""
+    """Plans that agree with the settings fixed by the configuration; the rule's plan comes first."""
     rule = ExecutionPlan.of(trial, device)
     modes = ["off", "kernels", "default"] if device.type == "cpu" else ["off", "captured-eager", "default", "captured"]
     if trial.compile != "auto":
@@ -65,7 +64,7 @@ def candidate_plans(trial: Trial, device: torch.device) -> list[ExecutionPlan]:
     elif not compiler(device.type):
         modes = [mode for mode in modes if not needs_compiler(mode)]
     formats = ["channels_last", "contiguous"] if trial.memory_format == "auto" else [rule.memory_format]
-    # A compiled one in one format: two would cost twice as much. The most promising first, while there is time.
+    # Compiled plans in one memory format only, to halve the cost. The most promising come first, as time is limited.
     plans = [rule, *(dataclasses.replace(rule, compile=mode, memory_format=formats[0]) for mode in modes)]
     cheap = [mode for mode in modes if not needs_compiler(mode)]
     plans += [dataclasses.replace(rule, compile=mode, memory_format=one) for one in formats[1:] for mode in cheap]
@@ -73,17 +72,17 @@ def candidate_plans(trial: Trial, device: torch.device) -> list[ExecutionPlan]:
 
 
 def choose_plan(trial: Trial, num_classes: int, input_size: int, device: torch.device, images: float) -> PlanChoice:
-    """The fastest plan for this network on this device, as ExecutionPlan.of takes it, with all that was measured for
-    it; `by_rule` says why where there was nothing to choose from.
+    """The fastest plan for this network on this device, for ExecutionPlan.of, with the measurements behind it;
+    `by_rule` gives the reason where there was only one candidate plan.
 
-    `images`: how many a trial's place is to train on in this run. A candidate that fails, computes something else or
-    costs more than measuring may cost is left out, with the reason.
+    `images`: images (over all epochs) that each parallel trial slot trains on in this run. `left_out` gives the reason
+    for each candidate that fails, computes different gradients or exceeds the time limit for measuring.
     """
     machine, threads = processor_name(device), torch.get_num_threads()
     if (known := cached_choice(trial, num_classes, input_size, machine, images, threads)) is not None:
         return known
     if len(candidate_plans(trial, device)) == 1:
-        return PlanChoice(by_rule="nothing to choose from")
+        return PlanChoice(by_rule="only one candidate plan")
     measured = Measurement(trial, num_classes, input_size, device, images)
     measured.try_candidates()
     if not measured.present:
@@ -95,7 +94,7 @@ def choose_plan(trial: Trial, num_classes: int, input_size: int, device: torch.d
 
 
 class Measurement:
-    """Candidates built, checked against eager gradients, and timed. `reasons`: why candidates were left out."""
+    """Builds candidates, checks them against eager gradients, times them. `reasons`: why plans were left out."""
 
     def __init__(self, trial: Trial, num_classes: int, input_size: int, device: torch.device, images: float):
         self.trial, self.network_size, self.device, self.images = trial, (num_classes, input_size), device, images
@@ -104,18 +103,18 @@ class Measurement:
         self.shape = shape_key(trial, *self.network_size, processor_name(device), torch.get_num_threads())
         self.present: dict[ExecutionPlan, TimedPlan] = {}
         self.reasons: dict[ExecutionPlan, str] = {}
-        self.first_seconds: dict[ExecutionPlan, float] = {}  # to build, compile and take two steps
+        self.first_seconds: dict[ExecutionPlan, float] = {}  # time to build, compile and run two steps
         self.started, self.may_take, self.short_of_time = time.perf_counter(), LEAST_SECONDS, False
 
     def try_candidates(self) -> None:
-        """Eager first: its gradients are the reference, and its speed says how long measuring may take."""
+        """Build and check all; eager first: its gradients are the reference, its speed sets the time limit."""
         eager = dataclasses.replace(self.rule, compile="off")
         reference: Sequence[torch.Tensor] | None = None
         for plan in dict.fromkeys([eager, *self.plans]):
             mark = build.library_file() if plan.compile == "kernels" else compiled_mark(plan, self.shape)
             cost = COMPILE_SECONDS[plan.compile][mark.exists()]
             if plan not in (eager, self.rule) and self._spent() + cost > self.may_take:
-                self.reasons[plan] = f"may cost {cost:.0f} s, more than measuring may"
+                self.reasons[plan] = f"not measured: may take {cost:.0f} s, more than the limit for measuring"
                 self.short_of_time = True
                 continue
             begun = time.perf_counter()
@@ -125,8 +124,8 @@ class Measurement:
                     gradients = one.gradients()
             except Exception as error:
                 self.reasons[plan] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-                if any(other.captured for other in list(self.reasons)[:-1]):  # CUDA may be in a bad state since
-                    self.reasons[plan] += " (after a capture that failed)"
+                if any(other.captured for other in list(self.reasons)[:-1]):  # CUDA may be in a bad state
+                    self.reasons[plan] += " (perhaps because an earlier CUDA graph capture failed)"
                 continue
             self.first_seconds[plan] = time.perf_counter() - begun
             one.time_round()
@@ -137,12 +136,12 @@ class Measurement:
             difference = largest_difference(gradients, reference)
             if difference > TOLERANCE[plan.precision]:
                 what = f"a gradient differs from eager's by {difference:.2g} of its norm"
-                self.reasons[plan] = f"does not compute the same: {what}"
+                self.reasons[plan] = f"computes something else: {what}"
             elif plan in self.plans:
                 self.present[plan] = one
 
     def time_in_turn(self) -> None:
-        """In rounds, as long as there is time; candidates that are clearly slower stop after two."""
+        """Time the candidates in rounds within the time limit; clearly slower ones stop after two rounds."""
         for number in range(ROUNDS):
             best = min(one.seconds() for one in self.present.values())
             for one in self.present.values():
@@ -151,7 +150,7 @@ class Measurement:
                     one.time_round()
 
     def choice(self) -> PlanChoice:
-        """The fastest, or the rule's where the gain is within timing noise."""
+        """The fastest plan, or the rule's where the gain is within timing noise."""
         best = min(self.present, key=lambda plan: self.present[plan].seconds())
         if self.rule in self.present:
             gains = self.present[best].seconds() <= (1 - MARGIN) * self.present[self.rule].seconds()
@@ -176,7 +175,7 @@ class Measurement:
 def cached_choice(
     trial: Trial, num_classes: int, input_size: int, machine: str, images: float, threads: int
 ) -> PlanChoice | None:
-    """An earlier choice on `machine`; None where time was short then, and more training is to come now."""
+    """The cached choice for `machine`; None where its time was short and more images are to be trained on now."""
     try:
         known = PlanChoice.read(_cache_file(trial, num_classes, input_size, machine, threads))
     except (OSError, ValueError):
@@ -192,8 +191,8 @@ def _cache_file(trial: Trial, num_classes: int, input_size: int, machine: str, t
 
 
 def largest_difference(gradients: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
-    """Over the parameters: the norm of the difference over the reference's norm; one that is small among all of them
-    (a bias before batch norm has none but rounding) is measured by theirs."""
+    """Largest relative difference over the parameters: norm of the difference / norm of the reference, the latter at
+    least 1 % of the largest reference norm (the gradient of a bias before batch norm is rounding error alone)."""
     if len(gradients) != len(reference):
         return math.inf
     least = 0.01 * max(float(one.norm()) for one in reference)
@@ -205,7 +204,7 @@ def largest_difference(gradients: Sequence[torch.Tensor], reference: Sequence[to
 
 
 class TimedPlan:
-    """One plan's step on random images of the right shape, from the same weights each time."""
+    """One plan's step on random images of the right shape; every plan starts from the same weights."""
 
     def __init__(self, plan: ExecutionPlan, trial: Trial, num_classes: int, input_size: int, device: torch.device):
         self.device = device
@@ -221,8 +220,8 @@ class TimedPlan:
         self.network = self.step.network
 
     def gradients(self) -> list[torch.Tensor]:
-        """Of one step with dropout off, whose random numbers compiled code draws in its own way; then a step of
-        training as it is, so that what is timed later has run before."""
+        """Gradients of one step with dropout off, as compiled code draws other random numbers; then one normal step,
+        so that the timed code has been warmed up."""
         self.network.train()
         dropouts = [m for m in self.network.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
         compiled_dropouts = [m for m in self.network.modules() if isinstance(m, Dropout)]
@@ -242,7 +241,7 @@ class TimedPlan:
         return found
 
     def time_round(self) -> None:
-        """Adds the seconds a step, over at least 0.1 s."""
+        """Time steps for at least 0.1 s and append the seconds per step to `rounds`."""
         count = max(1, math.ceil(0.1 / self.rounds[0])) if self.rounds else 1
         started = time.perf_counter()
         for _ in range(count):
@@ -251,5 +250,5 @@ class TimedPlan:
         self.rounds.append((time.perf_counter() - started) / count)
 
     def seconds(self) -> float:
-        """Of a step in the fastest round: whatever else runs on the machine can only add to it."""
+        """Seconds per step in the fastest round, as other load on the machine can only add time."""
         return min(self.rounds)

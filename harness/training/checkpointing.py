@@ -1,4 +1,4 @@
-"""Checkpoints of a trial, from which it is continued after an interruption."""
+"""Checkpoints of a trial, from which it resumes after an interruption."""
 
 import json
 import time
@@ -16,8 +16,8 @@ from harness.training.step import Step
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, and what was saved with them: `of` (what the trial's result depends on), epoch, history,
-    timing, `continued`, and the state of the gradient scaler."""
+    """Tensors by name, and the values saved with them: `of` (everything that the trial's result depends on), epoch,
+    history, timing, `continued`, and the state of the gradient scaler."""
 
     tensors: Mapping[str, torch.Tensor]
     of: Json
@@ -28,11 +28,11 @@ class Checkpoint:
     scaler: Json
 
     def step_tensors(self) -> dict[str, torch.Tensor]:
-        """Of the network and the optimiser, as Step.restore takes them."""
+        """Tensors of the network and the optimiser, for Step.restore."""
         return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(KEPT)}
 
     def kept_tensors(self) -> dict[str, torch.Tensor]:
-        """The weights that the trial kept so far."""
+        """The kept weights so far, by name."""
         return {name.removeprefix(KEPT): tensor for name, tensor in self.tensors.items() if name.startswith(KEPT)}
 
 
@@ -40,22 +40,22 @@ KEPT = "best."
 
 
 class Checkpointer:
-    """Checkpoints at the ends of epochs, so that they hold no random state."""
+    """Saves checkpoints, at ends of epochs only, so that they need no random state."""
 
     def __init__(self, folder: Path | None, seconds: float | None, most_bytes: float, of: Mapping[str, object]):
-        """At most one in so many `seconds`, in the trial's `folder`; where either is None, no checkpoints.
+        """`seconds`: minimum time between checkpoints; `folder`: the trial's. Where either is None, none are saved.
 
-        `most_bytes`: of a new one and the two before it, which stay until it is verified. `of`: what the trial's result
-        depends on; checkpoints with another `of` are ignored.
+        `most_bytes`: limit for a new checkpoint and the two before it, which are removed once it is verified. `of`:
+        everything that the trial's result depends on; checkpoints with a different `of` are ignored.
         """
         self.folder, self.seconds, self.most_bytes = folder, seconds, most_bytes
         self.of = json.loads(json.dumps(of))
         self.saved = time.monotonic()
 
     def newest(self, record: TrialRecord) -> Checkpoint | None:
-        """This trial's newest intact checkpoint, None where there is none.
+        """This trial's newest intact checkpoint, or None.
 
-        `continued` of the record says from which epochs the trial was continued, and which checkpoints were corrupt.
+        Records in `record.continued` from which epochs the trial resumed and which checkpoints were corrupt.
         """
         corrupt: list[str] = []
         found: Checkpoint | None = None
@@ -81,7 +81,7 @@ class Checkpointer:
         history: list[HistoryRow],
         record: TrialRecord,
     ) -> None:
-        """After that many epochs, if the time has come. The record says where checkpoints would be too large."""
+        """Save a checkpoint after `epoch` epochs, if one is due; where it would be too large, record that instead."""
         if self.folder is None or self.seconds is None or time.monotonic() - self.saved < self.seconds:
             return
         about = {

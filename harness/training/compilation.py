@@ -1,4 +1,4 @@
-"""Networks on their device, compiled where the execution plan says so."""
+"""Moves networks to their device and compiles them where the execution plan says so."""
 
 import os
 import shutil
@@ -15,18 +15,18 @@ from harness.training.execution import ExecutionPlan
 
 
 def to_device(network: nn.Module, device: torch.device, memory_format: str = "channels_last") -> nn.Module:
-    """The network on the device in that memory format; from then on float32 on CUDA means float32, not TF32."""
-    # Not by the newer `fp32_precision`: once a part of it is set, PyTorch raises where it reads these itself, as its
-    # export does (pytorch issue 179445).
+    """The network on the device in that memory format; also disables TF32 for float32 on CUDA, process-wide."""
+    # The newer `fp32_precision` is avoided: once it is set, PyTorch raises where its own code (torch.export) reads
+    # these two flags (pytorch issue 179445).
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # PyTorch 2.11 advises what was just decided
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # PyTorch 2.11 advises to enable TF32
     formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
     return network.to(device).to(memory_format=formats[memory_format])
 
 
 class Dropout(nn.Module):
-    """nn.Dropout whose rate is a tensor: torch.compile would compile anew for each other number."""
+    """nn.Dropout whose rate is a tensor, as torch.compile would recompile for every other Python number."""
 
     rate: torch.Tensor
 
@@ -41,24 +41,24 @@ class Dropout(nn.Module):
         return x * (kept / (1 - self.rate)).to(x.dtype)
 
 
-COMPILED_NETWORKS = 4  # that a process keeps
+COMPILED_NETWORKS = 4  # most compiled networks that a process caches
 _compiled: dict[Any, tuple[nn.Module, Any]] = {}
 
 
 def prepare_network(
     network: nn.Module, plan: ExecutionPlan, device: torch.device, on_features: bool = False
 ) -> tuple[nn.Module, Any]:
-    """The network as the plan executes it, and what computes its forward pass in training, or of it the head's.
+    """(network as the plan executes it, callable for its training forward pass or, `on_features`, for its head's)
 
-    A network that torch.compile has compiled stays in this process: a later one that differs in weights and dropout
-    rates alone is poured into it, and nothing is compiled again. torch.compile falls back to eager after so many
-    recompilations with a mere warning; here that is an error.
+    Networks compiled by torch.compile are cached in this process: a later network that differs only in weights and
+    dropout rates is copied into the cached one, without recompiling. Reaching torch.compile's recompilation limit,
+    after which it falls back to eager with a mere warning, is an error here.
     """
     if not plan.traces:
         network = to_device(fuse(network) if plan.compile == "kernels" else network, device, plan.memory_format)
         return network, network.head if on_features else network
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    torch._dynamo.config.recompile_limit = 64  # counted per function, which networks and layers share
+    torch._dynamo.config.recompile_limit = 64  # counted per Python function, which networks and layers share
     for module in list(network.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
@@ -76,7 +76,7 @@ def prepare_network(
         _compiled.clear()
         torch._dynamo.reset()
     network = to_device(network, device, plan.memory_format)
-    # Every shape is compiled for itself: otherwise the code would depend on which shapes came before.
+    # Each shape is compiled separately: with dynamic shapes the code would depend on the shapes seen before.
     computed: Any = network.head if on_features else network
     _compiled[key] = network, torch.compile(computed, mode=plan.mode, dynamic=False)
     return _compiled[key]
@@ -92,8 +92,8 @@ def forget_compiled() -> None:
 
 
 def _structure(network: nn.Module) -> tuple[Any, ...]:
-    """All that a network's computation may depend on but the values of its tensors; what cannot be compared is its own
-    identity, so that such a network is like no other."""
+    """Everything that a network's computation may depend on except the values of its tensors. Attributes that cannot be
+    compared are represented by their id, so that such a network equals no other."""
     plain = (int, float, str, bool, type(None))
 
     def comparable(value: Any) -> Any:

@@ -20,9 +20,9 @@ EVALUATION_BATCH = 500
 
 
 class Evaluation:
-    """Loss and accuracy of a network over the images of a part, dropout off; the same batches every time.
+    """Loss and accuracy of a network on a split, with dropout off and always the same batches.
 
-    `normalize`: from what the part holds to what `forward` takes, by default the network itself.
+    `normalize`: maps a batch of the split to the input of `forward`, which is the network by default.
     """
 
     def __init__(self, network: nn.Module, normalize: Any, device: torch.device, forward: Any = None):
@@ -30,7 +30,7 @@ class Evaluation:
         self.normalize, self.forward = normalize, network if forward is None else forward
 
     def logits(self, part: DeviceSplit, precision: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(logits float32 [B, classes], labels [B]) batch after batch."""
+        """Yields (logits float32 [B, classes], labels [B]) for each batch."""
         self.network.eval()
         for rows in torch.split(part.rows, EVALUATION_BATCH):
             images, labels = part.batch(rows)
@@ -49,7 +49,10 @@ class Evaluation:
 
 
 def read_test(folder: Path, record: TrialRecord, data: Data, device: str = "auto") -> TrialRecord:
-    """The record with the test set read for its kept weights, in float32; also written to trial.json."""
+    """Evaluate the kept weights on the test split, in float32; returns the record, which is also written to trial.json.
+
+    Raises ValueError where the weights are missing or corrupt.
+    """
     target = pick_device(device)
     dataset, splits = device_data(data.model_dump_json(), str(target))
     trial = record.trial
@@ -62,13 +65,13 @@ def read_test(folder: Path, record: TrialRecord, data: Data, device: str = "auto
 def evaluate_test(
     network: Any, config: Trial, device: torch.device, part: DeviceSplit, fingerprint: str
 ) -> tuple[float, float]:
-    """(loss, accuracy) of the network as it was built, eager and in float32, whatever plan trained it."""
+    """(loss, accuracy) of the uncompiled network, eager and in float32, whatever plan trained it."""
     network = to_device(network, device)
     plan = ExecutionPlan(device.type, "float32", "off", "channels_last", torch.get_num_threads())
     normalize: Any = Normalizer(config.normalization, device, plan.memory_format)
     forward: Any = network
     if are_cached(network, config, plan):
-        with contextlib.suppress(OSError):  # a disk that takes no features does not cost a trained network its result
+        with contextlib.suppress(OSError):  # a full disk must not fail the test
             part = Features(network, config, plan, device, fingerprint).of("test", part, EVALUATION_BATCH)
             normalize, forward = StoredFeatures(plan.memory_format), network.head
     return Evaluation(network, normalize, device, forward)(part, plan.precision)

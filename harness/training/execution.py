@@ -1,6 +1,6 @@
 """How a trial's step is executed on a device: fixed by the user, as measured (autotuner.py), or by rule.
 
-And what a process that trains prepares: its cache of compiled code, its memory, one compiler at a time.
+Also prepares worker processes: cache of compiled code, memory allocation, one compiling process at a time.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from harness.run.provenance import code_digest
 from harness.run.records import PlanChoice
 from harness.run.system import compiler, native_bfloat16
 
-PARTS = ("compile", "memory_format")  # what may be measured
+PARTS = ("compile", "memory_format")  # settings that the autotuner may choose
 
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """`compile`: off; kernels (those of harness/kernels.py, on CPU); a mode of torch.compile for the network; or the
-    whole step as one CUDA graph, with the network as it is (captured-eager) or compiled (captured). `source`: why so:
-    rule, measured, or why what was measured is not followed here."""
+    """`compile`: off; kernels (harness/cpu_kernels, CPU only); a mode of torch.compile for the network; or the whole
+    step as one CUDA graph, with the network eager (captured-eager) or compiled (captured). `source`: rule, measured,
+    or the reason why a measured choice does not apply here."""
 
     device: str
     precision: str
@@ -46,7 +46,7 @@ class ExecutionPlan:
 
     @property
     def traces(self) -> bool:
-        """Whether torch.compile makes its code, at the first step."""
+        """Whether torch.compile generates code, at the first step."""
         return needs_compiler(self.compile) and self.compile != "kernels"
 
     @property
@@ -56,15 +56,15 @@ class ExecutionPlan:
 
     @property
     def mode(self) -> str:
-        """That of torch.compile, where it makes the code."""
+        """The mode passed to torch.compile, where `traces`."""
         return "default" if self.captured else self.compile
 
     @classmethod
     def of(cls, trial: Trial, device: torch.device, chosen: PlanChoice | None = None) -> "ExecutionPlan":
-        """As the configuration says; what it leaves open as the autotuner chose, else by rule.
+        """The plan of a trial: settings fixed by the configuration, the others as the autotuner chose, else by rule.
 
-        What was measured for another device, precision or number of threads, or together with other fixed parts, does
-        not count here. BadInput where the device cannot do what was asked.
+        A choice measured for another device, precision or number of threads, or with other fixed settings, is ignored.
+        Raises BadInput where the device or machine does not support a fixed setting.
         """
         rule = cls._by_rule(trial, device)
         if chosen is None or not chosen.compile or trial.plan == "rule":
@@ -74,7 +74,7 @@ class ExecutionPlan:
                 return dataclasses.replace(rule, source=f"rule: measured with {part}={measured}")
         fixed = {part: getattr(trial, part) for part in PARTS if getattr(trial, part) != "auto"}
         if any(getattr(chosen, part) != value for part, value in fixed.items()):
-            return dataclasses.replace(rule, source="rule: measured with other fixed parts")
+            return dataclasses.replace(rule, source="rule: the measured plan has another compile or memory_format")
         if needs_compiler(chosen.compile) and not compiler(device.type):
             return dataclasses.replace(rule, source=f"rule: no compiler here for {chosen.compile}")
         return dataclasses.replace(rule, source="measured", **{part: getattr(chosen, part) for part in PARTS})
@@ -87,33 +87,33 @@ class ExecutionPlan:
         if precision == "float16" and device.type != "cuda":
             raise BadInput("trial.precision=float16: needs a CUDA device; use bfloat16 or float32 on CPU")
         if compile_mode == "auto":
-            compile_mode = "off"  # what else there is has to earn what it costs first
+            compile_mode = "off"  # other modes cost compilation time, so only a measurement selects them
         if memory_format == "auto":
             memory_format = "channels_last"
         if needs_compiler(compile_mode) and not compiler(device.type):
             raise BadInput(f"trial.compile={compile_mode}: no C++ compiler on this machine; install g++ or use off")
         if compile_mode == "kernels" and (device.type != "cpu" or memory_format != "channels_last"):
-            raise BadInput("trial.compile=kernels: is for CPUs and memory_format=channels_last; use default or off")
+            raise BadInput("trial.compile=kernels: needs a CPU and memory_format=channels_last; use default or off")
         if compile_mode.startswith("captured") and device.type != "cuda":
             raise BadInput(f"trial.compile={compile_mode}: needs a CUDA device; use kernels or off on CPU")
         return cls(device.type, precision, compile_mode, memory_format, torch.get_num_threads())
 
 
 def needs_compiler(compile_mode: str) -> bool:
-    """Whether trial.compile=`compile_mode` has code made, by torch.compile or of our own."""
+    """Whether trial.compile=`compile_mode` compiles code: torch.compile's or the project's own kernels."""
     return compile_mode not in ("off", "captured-eager")
 
 
 def prepare_process(threads: int) -> None:
-    """For a process that trains with so many threads: compiled code in this user's and node's own cache, and memory
-    kept for reuse. Before torch._dynamo is imported, which reads these settings once.
+    """Prepare this process for training with `threads` threads: put compiled code into this user's cache on this node
+    and retain freed memory for reuse. Call it before torch._dynamo is imported, which reads these settings once.
 
-    By default glibc hands large freed blocks back to the system, so that each step faults its activations in anew.
+    By default glibc returns large freed blocks to the system, so that each step page-faults its activations again.
     """
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiled_folder())
-    os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # else each process compiles a test of the CPU's vectors
-    # Else each of them starts as many compilers as the node has cores, which its trials share.
+    os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # else each process compiles a test of the vector ISA
+    # Else each process starts one compiler per core of the node, whose cores are shared by several trials.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(2, threads)))
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -123,14 +123,14 @@ def prepare_process(threads: int) -> None:
 
 
 def compiled_mark(plan: ExecutionPlan, shape: str) -> Path:
-    """The file that is there once a network of that shape has been compiled on this node in that plan's mode."""
+    """Marker file: exists once a network of that shape has been compiled on this node in the plan's mode."""
     return compiled_folder() / f"{shape}-{plan.mode}.done"
 
 
 @contextlib.contextmanager
 def compiling(plan: ExecutionPlan, shape: str) -> Iterator[None]:
-    """Around a trial's first step. Of the processes of a node one compiles a network of that `shape` (see `shape_key`);
-    the others wait, then load what it compiled from the cache."""
+    """Context of a trial's first step: one process of a node compiles a network of that `shape` (see `shape_key`); the
+    other processes wait, then load the compiled code from the cache."""
     if not plan.traces:
         yield
         return
@@ -142,7 +142,7 @@ def compiling(plan: ExecutionPlan, shape: str) -> Iterator[None]:
         lock.acquire()
     try:
         if done.exists():
-            lock.release()  # another one has compiled it meanwhile: all may load at once
+            lock.release()  # compiled by another process: all may load at once
         yield
         done.touch()
     finally:
@@ -150,12 +150,12 @@ def compiling(plan: ExecutionPlan, shape: str) -> Iterator[None]:
 
 
 def processor_name(device: torch.device) -> str:
-    """Of what computes: the GPU, or this machine's CPU."""
+    """Name of the GPU, or of this machine's CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else system.environment().cpu
 
 
 def shape_key(trial: Trial, num_classes: int, input_size: int, machine: str, threads: int) -> str:
-    """Of all that decides how fast a trial's step is on `machine` (see `processor_name`), but the plan."""
+    """Digest of all that affects the speed of a trial's step on `machine` (see `processor_name`), except the plan."""
     environment = system.environment()
     decides = {"architecture", "options", "batch_size", "augmentation", "precision"}
     known = [
@@ -170,5 +170,5 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Mixed precision as named; float32 is no autocast at all."""
+    """Autocast context for that precision; none for float32."""
     return nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Cached features: the outputs of a network's frozen first layers, computed once and stored in place of images."""
 
 import hashlib
 import json
@@ -19,20 +19,20 @@ from harness.run.provenance import code_digest
 from harness.training import execution
 from harness.training.execution import ExecutionPlan, autocast
 
-KEPT_BYTES = 20 << 30  # of all features; those that were not used for longest go
+KEPT_BYTES = 20 << 30  # limit for all files of features; the least recently used are removed
 Answer = Callable[[torch.Tensor], torch.Tensor]
 
 
 def are_cached(network: nn.Module, config: Trial, plan: ExecutionPlan) -> bool:
-    """Whether trials of this configuration have features in the place of images, executed so."""
+    """Whether trials of this configuration train on cached features; not under torch.compile or with augmentation."""
     has_some = bool(getattr(network, "frozen_prefix", ()))
     return config.cache_features and has_some and not plan.traces and config.augmentation == Augmentation()
 
 
 class Features:
-    """Parts with features in the place of images, from the cache or computed now.
+    """Splits with features in place of images, loaded from the cache or computed.
 
-    `network`: on the device, as the plan executes it.
+    `network`: on the device, as the plan executes it. `fingerprint`: of the images.
     """
 
     def __init__(self, network: Any, config: Trial, plan: ExecutionPlan, device: torch.device, fingerprint: str):
@@ -54,7 +54,7 @@ class Features:
             return stored_layout(self.network.features(self.normalize(images)))
 
     def of(self, name: str, part: DeviceSplit, batch_size: int) -> DeviceSplit:
-        """That part, its features computed in such batches. StorageError where the disk does not take them."""
+        """The split with features computed in batches of `batch_size`. Raises StorageError where writing them fails."""
         folder = cache_folder("features")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         digest = self.digest.copy()
@@ -67,8 +67,8 @@ class Features:
 
 
 def cached_features(file: Path, part: DeviceSplit, size: int, answer: Answer) -> torch.Tensor:
-    """The features in that file, which one process of a machine writes while others wait. They are computed anew where
-    the file cannot be read, or its first batch is not what the network answers now."""
+    """The features in that file, which one process of a node writes while the others wait. They are recomputed where
+    the file cannot be read, or its first batch differs from what the network computes now."""
     from filelock import FileLock
 
     with FileLock(file.with_suffix(".lock")):
@@ -78,7 +78,7 @@ def cached_features(file: Path, part: DeviceSplit, size: int, answer: Answer) ->
             if torch.equal(found[: len(first)], first):
                 os.utime(file)
                 return found
-        except Exception:  # nothing that was read is worth more than computing it
+        except Exception:  # missing or corrupt, whatever the error: recompute
             pass
         _write(file, part, size, answer)
         _make_room(file)
@@ -91,7 +91,7 @@ def _mapped(file: Path) -> torch.Tensor:
 
 
 def rows_of(part: DeviceSplit, size: int) -> tuple[torch.Tensor, ...]:
-    """The part's rows in whole batches: the last one begins again at the first image."""
+    """The split's rows in full batches: the last one is filled up from the first image on."""
     whole = -(-len(part.rows) // size) * size
     return torch.split(part.rows[torch.arange(whole, device=part.rows.device) % len(part.rows)], size)
 
@@ -116,22 +116,22 @@ def _write(file: Path, part: DeviceSplit, size: int, answer: Answer) -> None:
 
 
 def _make_room(new: Path) -> None:
-    """Remove the features that were not used for longest, beyond KEPT_BYTES."""
+    """Remove the least recently used features beyond KEPT_BYTES."""
     others = sorted((path for path in new.parent.glob("*.pt") if path != new), key=lambda path: -path.stat().st_mtime)
     total = new.stat().st_size
     for path in others:
         total += path.stat().st_size
         if total > KEPT_BYTES:
-            path.unlink(missing_ok=True)  # who has mapped it keeps it
+            path.unlink(missing_ok=True)  # processes that have mapped it can still read it
 
 
 def stored_layout(features: torch.Tensor) -> torch.Tensor:
-    """[N, C, H, W] -> dense [N, H, W, C], as images are kept; others stay as they are."""
+    """[N, C, H, W] -> dense [N, H, W, C], as images are stored; tensors that are not 4-D only become contiguous."""
     return features.permute(0, 2, 3, 1).contiguous() if features.dim() == 4 else features.contiguous()
 
 
 class StoredFeatures:
-    """Features as harness/features.py keeps them -> features in that memory format; in the place of a Normalizer."""
+    """Used in place of a Normalizer: features as stored (see `stored_layout`) -> features in that memory format."""
 
     def __init__(self, memory_format: str):
         self.memory_format = memory_format

@@ -21,10 +21,10 @@ class TrainingJob:
     """One trial to train: its configuration, seed and data, and what to record beside its metrics.
 
     `folder`: where trial.json, history.csv and model.safetensors are written; None keeps everything in memory.
-    `fingerprint`: of the expected images; others are an error. `read_test`: evaluate the kept weights on the test
-    images at the end. `plan`: what the autotuner chose where the configuration says auto. `checkpoint_bytes`: the most
-    that the trial's checkpoints may take on disk. `labels`: id, stage, variant, index and parameters of the record.
-    Within one process: `network`, `dataset` instead of the architecture and of `data`; `callbacks` get each row.
+    `fingerprint`: of the expected images; other images fail the trial. `read_test`: evaluate the kept weights on the
+    test split at the end. `plan`: the autotuner's choice for settings left to auto. `checkpoint_bytes`: disk limit of
+    the trial's checkpoints. `labels`: id, stage, variant, index and parameters of the record.
+    Within one process only: `network` replaces the architecture, `dataset` replaces `data`, `callbacks` get each row.
     """
 
     config: Trial
@@ -42,7 +42,7 @@ class TrainingJob:
     callbacks: Sequence[Callable[[HistoryRow], object]] = ()
 
     def to_json(self) -> Json:
-        """As plain data, to be sent to another process."""
+        """The job as JSON data for another process; asserts that it holds no objects of this one."""
         own = (self.network, self.dataset, self.callbacks or None)
         assert own == (None, None, None), "objects of this process cannot be sent to another"
         return {

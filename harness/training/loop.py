@@ -4,8 +4,8 @@
     record = train(Trial(architecture="baseline"), Data(name="digits"), callbacks=[print])
 
 `training_loop` is a generator that yields a row at each validation, so that its driver can stop between rows;
-`train_job` runs it to its end. On a CPU the same job gives the same bits, also where it was interrupted and continued
-from a checkpoint: all random draws of an epoch follow from the trial's seed and the epoch's number.
+`train_job` runs it to its end. On a CPU the same job gives bitwise equal results, also when it resumes from a
+checkpoint: all random draws of an epoch follow from the trial's seed and the epoch's number.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class Diverged(ArithmeticError):
 
 
 def train_job(job: TrainingJob, report: Callable[[HistoryRow], object] | None = None) -> TrialRecord:
-    """Train to the end; `report` gets each row but the last. Returns the record, which trial.json holds too."""
+    """Train to the end; `report` is called with each row but the last. Returns the record, also in trial.json."""
     loop = training_loop(job)
     while True:
         try:
@@ -61,10 +61,10 @@ Loop = Generator[tuple[HistoryRow, TrialRecord], None, TrialRecord]
 def training_loop(job: TrainingJob, timers: Timers | None = None) -> Loop:
     """Yields at each validation the row of the history and the record so far; returns the final record.
 
-    A job that is continued from a checkpoint in its folder first yields the rows before that checkpoint again.
-    `timers`: hold the time that the trial took before, to start its process for instance. A failure is a record too:
-    status `failed`, `oom` or `diverged`, the traceback in error.txt. Only what the driver of the loop raises into it
-    passes through.
+    A job that resumes from a checkpoint in its folder first yields the rows before that checkpoint again. `timers`:
+    already hold the time that the trial took before, such as starting its process. Failures are returned as records:
+    status `failed`, `oom` or `diverged`, the traceback of the first two in error.txt. The only exceptions that
+    propagate are those outside `Exception`, such as GeneratorExit when the driver closes the loop.
     """
     timers = timers or Timers()
     history: list[HistoryRow] = []
@@ -78,7 +78,7 @@ def training_loop(job: TrainingJob, timers: Timers | None = None) -> Loop:
         except Exception as error:
             if not is_of_compiler(error):
                 raise
-            # What another process left in the cache of compiled code may be corrupt: once more, without it.
+            # The cache of compiled code may be corrupt, left so by another process: empty it and train once more.
             forget_compiled()
             history.clear()
             record.metrics, record.compiled_anew = Metrics(), _first_line(error)
@@ -103,7 +103,7 @@ def training_loop(job: TrainingJob, timers: Timers | None = None) -> Loop:
 def _timed(
     job: TrainingJob, record: TrialRecord, history: list[HistoryRow], timers: Timers
 ) -> Iterator[tuple[HistoryRow, TrialRecord]]:
-    """What `training_loop` yields; the time until the driver comes back counts as idle."""
+    """The items of `training_loop`; time until the driver asks for the next one is booked as idle."""
     for row in _train(job, record, history, timers):
         timers.enter("idle")
         timers.book(record.timing)
@@ -112,7 +112,7 @@ def _timed(
 
 
 def _train(job: TrainingJob, record: TrialRecord, history: list[HistoryRow], timers: Timers) -> Iterator[HistoryRow]:
-    """The training itself, on two screens: set up, resume, train an epoch, validate, record, finish."""
+    """The training itself: set up, resume, train an epoch, validate, record, finish."""
     trial, setup = job.config, set_up(job, record, timers)
     step, network, device = setup.step, setup.step.network, setup.device
     steps, total_steps = setup.steps_per_epoch, trial.epochs * setup.steps_per_epoch
@@ -120,13 +120,13 @@ def _train(job: TrainingJob, record: TrialRecord, history: list[HistoryRow], tim
 
     # Resume: the rows before the newest checkpoint are yielded again.
     timers.enter("checkpoint")
-    seconds_before = 0.0  # of the interrupted process
+    seconds_before = 0.0  # training time before the checkpoint
     if (saved := setup.checkpointer.newest(record)) is not None:
         step.restore(saved.step_tensors(), saved.scaler)
         kept.weights = {name: tensor.to(device) for name, tensor in saved.kept_tensors().items()}
         seconds_before = saved.history[-1]["seconds"]
         if job.folder is not None:
-            write_history(job.folder, saved.history)  # the driver may stop within the rows that are yielded again
+            write_history(job.folder, saved.history)  # the driver may stop while these rows are yielded again
         for row in saved.history:
             history.append(row)
             kept.offer(row)
@@ -198,7 +198,7 @@ def _train(job: TrainingJob, record: TrialRecord, history: list[HistoryRow], tim
 
 @contextlib.contextmanager
 def _first(setup: TrainingSetup, timers: Timers) -> Iterator[None]:
-    """Around the first step, which compiles or captures: that time is booked apart."""
+    """Context of the first step, which may compile or capture; that time is booked as `compile`."""
     if not (setup.plan.traces or setup.plan.captured):
         yield
         return
@@ -219,7 +219,7 @@ def _record_speed(record: TrialRecord, timers: Timers, images_trained: int, batc
 
 
 def _finish(job: TrainingJob, record: TrialRecord, kept: "KeptWeights", setup: TrainingSetup, timers: Timers) -> None:
-    """Read the test set with the kept weights where the job says so, and write them."""
+    """Evaluate the kept weights on the test split where the job says so, and write them."""
     record.kept_epoch = kept.row["epoch"] if kept.row else None
     if job.read_test:
         timers.enter("validate")
@@ -236,7 +236,7 @@ def _finish(job: TrainingJob, record: TrialRecord, kept: "KeptWeights", setup: T
 
 
 class KeptWeights:
-    """The weights that a trial keeps, and the row of their validation: of the best accuracy, or the last."""
+    """The kept weights of a trial and the row of their validation: the most accurate one, or the last."""
 
     def __init__(self, trial: Trial):
         self.keep = trial.keep
@@ -244,14 +244,14 @@ class KeptWeights:
         self.weights: Mapping[str, torch.Tensor] = {}
 
     def offer(self, row: HistoryRow) -> bool:
-        """Whether the weights of this validation are to be kept."""
+        """Whether to keep the weights of this validation."""
         better = self.row is None or self.keep == "last" or row["val_accuracy"] > self.row["val_accuracy"]
         if better:
             self.row = row
         return better
 
     def metrics(self, last: HistoryRow, summary: NetworkSummary) -> Metrics:
-        """Of the kept weights, after training up to the `last` row."""
+        """Metrics of the kept weights, after training up to the `last` row."""
         assert self.row is not None
         return Metrics(
             val_accuracy=self.row["val_accuracy"],
@@ -265,19 +265,19 @@ class KeptWeights:
 
 
 def oldest_is_lowest(history: list[HistoryRow], count: int) -> bool:
-    """The published early stop: of the last `count` validation losses the oldest is the lowest."""
+    """The published early-stop criterion: the oldest of the last `count` validation losses is the lowest."""
     losses = [row["val_loss"] for row in history[-count:]]
     return len(losses) == count and losses[0] == min(losses)
 
 
 def is_of_compiler(error: BaseException) -> bool:
-    """Whether torch.compile itself failed, not the code that it compiles; importing its exceptions takes a second."""
+    """Whether torch.compile itself failed, rather than the network. By name, as importing its exceptions takes 1 s."""
     names = {"InductorError", "BackendCompilerFailed"}
     return any(kind.__name__ in names and kind.__module__.startswith("torch.") for kind in type(error).__mro__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the host, or of a GPU. PyTorch's allocator for CPUs raises an error that only its text tells apart."""
+    """Whether the host or a GPU ran out of memory; PyTorch's CPU allocator error is recognised only by its text."""
     kinds = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return kinds or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 

@@ -1,4 +1,4 @@
-"""Networks: built from a trial's configuration, restored from a trial's weights, and their layers counted."""
+"""Networks: building from a trial's configuration, restoring from trained weights, counting layers and MACs."""
 
 import inspect
 from collections.abc import Callable
@@ -43,10 +43,10 @@ class NetworkSummary:
 
 
 def summarize_network(network: nn.Module, input_size: int) -> NetworkSummary:
-    """Run one image of [3, input_size, input_size] through the network (in eval mode) and count.
+    """Run one image [3, input_size, input_size] through the network in eval mode; count parameters and multiply-adds.
 
-    Multiply-adds are half of the floating-point operations that PyTorch's own FlopCounterMode counts: those of
-    convolutions and matrix products, for one image; element-wise work and biases are not in them.
+    Multiply-adds are half of the floating-point operations counted by PyTorch's FlopCounterMode: convolutions and
+    matrix products for one image, without element-wise operations and biases.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     leaves = {name: module for name, module in network.named_modules() if not list(module.children())}
@@ -95,10 +95,10 @@ def network_options(architecture: str) -> dict[str, inspect.Parameter]:
 
 
 def build_network(trial: Trial, num_classes: int, input_size: int, *, restoring: bool = False) -> "nn.Module":
-    """The network of a trial with its initial weights, from torch's global generator.
+    """The network of a trial with initial weights drawn from torch's global generator.
 
-    `restoring`: weights will be loaded into it, so an option `weights` (pretrained ones) is not followed.
-    Raises BadInput for an unknown option or one that the architecture refuses.
+    `restoring`: weights will be loaded into it, so an option `weights` (pretrained weights) is set to none.
+    Raises BadInput for an unknown option or a value that the architecture rejects.
     """
     build = load("architectures", trial.architecture, "build")
     known = network_options(trial.architecture)
@@ -124,14 +124,14 @@ def build_network(trial: Trial, num_classes: int, input_size: int, *, restoring:
 
 
 def restore_network(folder: Path, trial: Trial, sha256: str | None, num_classes: int, input_size: int) -> nn.Module:
-    """The network with the trained weights of that folder, on the CPU in eval mode.
+    """The network with the trained weights in `folder`, on the CPU in eval mode.
 
-    ValueError where the weights are missing, or not the ones with that SHA-256.
+    Raises ValueError where the weights are missing or corrupt (their SHA-256 is not `sha256`).
     """
     if not (folder / WEIGHTS_FILE).is_file():
         raise ValueError(
-            f"{folder / WEIGHTS_FILE}: only the trial's results are here; remove {folder / TRIAL_FILE} and give "
-            "the command again to train it here"
+            f"{folder / WEIGHTS_FILE}: the weights are missing; remove {folder / TRIAL_FILE} and run "
+            "the command again to train the trial again"
         )
     network = build_network(trial, num_classes, input_size, restoring=True)
     network.load_state_dict(checkpoints.load_weights(folder / WEIGHTS_FILE, sha256))

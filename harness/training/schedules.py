@@ -6,9 +6,9 @@ from harness.config import Schedule
 
 
 def learning_rate_factor(schedule: Schedule, step: int, total_steps: int, steps_per_epoch: int) -> float:
-    """Of the peak rate, for the 0-based `step` of `total_steps`.
+    """Learning rate as a fraction of the peak rate, at the 0-based `step` of `total_steps`.
 
-    one_cycle is that of torch.optim.lr_scheduler.OneCycleLR at its defaults (30 % cosine rise from 1/25, cosine fall
+    one_cycle equals torch.optim.lr_scheduler.OneCycleLR with its defaults (30 % cosine rise from 1/25, cosine fall
     to 1/250,000), as in Smith and Topin, arXiv 1708.07120.
     """
     if schedule.name == "one_cycle":

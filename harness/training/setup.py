@@ -1,4 +1,4 @@
-"""What a trial is trained with: device, images, network, step, evaluation and checkpoints, made from its job."""
+"""Sets up a trial from its job: device, images, network, step, evaluation and checkpoints."""
 
 import copy
 import hashlib
@@ -28,8 +28,8 @@ from harness.training.timers import Timers
 
 @dataclass
 class TrainingSetup:
-    """`training`, `validation`: images, or the features of a frozen part. `validate_at`: steps of an epoch after which
-    the network is validated. `shape`: of the compiled code, for execution.compiling."""
+    """`training`, `validation`: images, or features of frozen layers. `validate_at`: 1-based steps of an epoch after
+    which the network is validated. `shape`: key of the compiled code, for execution.compiling."""
 
     device: torch.device
     plan: ExecutionPlan
@@ -47,9 +47,10 @@ class TrainingSetup:
 
 
 def set_up(job: TrainingJob, record: TrialRecord, timers: Timers) -> TrainingSetup:
-    """Everything that the loop needs; the record's environment says where and how the trial runs.
+    """Everything that the loop needs; records in `record.environment` where and how the trial runs.
 
-    Raises ValueError where the images are not those of the run, or fewer than a batch.
+    Raises ValueError where the images are not those of the run or are fewer than a batch, and BadInput where the
+    device does not support the configuration.
     """
     config, device = job.config, pick_device(job.device)
     plan = ExecutionPlan.of(config, device, job.plan)
@@ -58,7 +59,7 @@ def set_up(job: TrainingJob, record: TrialRecord, timers: Timers) -> TrainingSet
     record.environment = TrialEnvironment(**vars(plan), **machine.model_dump(exclude={"gpus"}), code=code)
     if device.type == "cuda":
         record.environment.gpu = gpus.describe(device)
-        torch.cuda.reset_peak_memory_stats(device)  # of the trials that this process ran before
+        torch.cuda.reset_peak_memory_stats(device)  # else they include this process's earlier trials
 
     timers.enter("data")
     if job.dataset is None:
@@ -67,7 +68,9 @@ def set_up(job: TrainingJob, record: TrialRecord, timers: Timers) -> TrainingSet
         data, splits = job.dataset, on_device(job.dataset, str(device))
     timers.enter("build")
     if job.fingerprint not in (None, data.fingerprint):
-        raise ValueError(f"the images here have fingerprint {data.fingerprint}, those of the run {job.fingerprint}")
+        raise ValueError(
+            f"the images on this node have fingerprint {data.fingerprint}, the run's have {job.fingerprint}"
+        )
     training, validation = splits["train"], splits["validation"]
     record.environment.images_on = training.images.device.type
 
@@ -109,7 +112,7 @@ def set_up(job: TrainingJob, record: TrialRecord, timers: Timers) -> TrainingSet
 
 
 def _checkpointer(job: TrainingJob, plan: ExecutionPlan, data: Dataset, code: str) -> Checkpointer:
-    """Of checkpoints that belong to this very job, on these images, with this code and plan."""
+    """A Checkpointer for this job only: its configuration, seed, images, code, versions and plan."""
     depends_on = {
         "config": job.config.model_dump(mode="json", exclude={"checkpoint_seconds"}),
         "seed": job.seed,
@@ -122,14 +125,17 @@ def _checkpointer(job: TrainingJob, plan: ExecutionPlan, data: Dataset, code: st
 
 
 def untrained_network(job: TrainingJob, data: Dataset, *, restoring: bool = False) -> nn.Module:
-    """The job's own network copied, or that of its architecture; `restoring` as for build_network."""
+    """A copy of the job's network, or a new one of its architecture; `restoring` as for build_network."""
     if job.network is not None:
         return copy.deepcopy(job.network).cpu()
     return build_network(job.config, len(data.classes), data.input_size, restoring=restoring)
 
 
 def steps_of_epoch(config: Trial, images: int) -> tuple[int, set[int]]:
-    """(steps of an epoch, steps after which it is validated: evenly spaced, the last one included)"""
+    """(steps per epoch, 1-based steps after which to validate: evenly spaced, the last one included)
+
+    Raises ValueError where the images are fewer than a batch.
+    """
     steps = images // config.batch_size
     if steps == 0:
         raise ValueError(f"trial.batch_size={config.batch_size}: more than the {images} training images")
@@ -138,5 +144,5 @@ def steps_of_epoch(config: Trial, images: int) -> tuple[int, set[int]]:
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """A seed for one purpose of a trial: no draw depends on how many others were made before."""
+    """A separate seed for each purpose of a trial, so that no draw depends on how many were made before it."""
     return int.from_bytes(hashlib.sha256(repr((seed, *purpose)).encode()).digest()[:7])

@@ -1,6 +1,6 @@
 """One optimisation step for a device: batch preparation, autocast, forward, backward, update.
 
-A batch's random draws are arguments, so that a step has no random state of its own except dropout's.
+A batch's random draws are arguments, so that a step has no random state except dropout's.
 """
 
 import functools
@@ -20,9 +20,9 @@ from harness.training.optimizers import make_optimizer
 
 
 class Step:
-    """`step(part, draws, rate)` trains `network` on one batch of the part and returns sums that stay on the device.
+    """`step(part, draws, rate)` trains `network` on one batch of the split and returns sums that stay on the device.
 
-    `normalize`: from what the part holds to what `forward` takes.
+    `normalize`: maps an augmented batch of the split to the input of `forward`.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class Step:
         self.loss = nn.CrossEntropyLoss(label_smoothing=trial.label_smoothing)
 
     def __call__(self, part: DeviceSplit, draws: Draws, rate: float) -> torch.Tensor:
-        """The batch that `draws` names -> [loss * B, correct] float32, not yet synchronised."""
+        """Train on the batch given by `draws`; returns [loss * B, number correct], float32, without synchronising."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return self.compute(*part.batch(draws.rows), draws)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Network and optimiser, by name; not copied."""
+        """Tensors of the network and the optimiser by name, not copied."""
         found = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         for number, parameter in enumerate(self._parameters()):
             for name, value in self.optimizer.state[parameter].items():
@@ -49,7 +49,7 @@ class Step:
         return found
 
     def restore(self, state: Mapping[str, torch.Tensor], scaler: Mapping[str, Any]) -> None:
-        """Go on from what `state` and `scaler.state_dict` returned; before the first step."""
+        """Resume from the results of `state` and `scaler.state_dict`; call it before the first step."""
         prefix = "network."
         self.network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         parameters = self._parameters()
@@ -57,21 +57,21 @@ class Step:
             kind, number, name = key.split(".", 2)
             if kind == "optimizer":
                 parameter = parameters[int(number)]
-                # In the parameter's own memory layout, which fused optimisers rely on.
+                # Fused optimisers need the state in the parameter's own memory layout.
                 like = parameter if value.shape == parameter.shape else value.to(parameter.device)
                 self.optimizer.state[parameter][name] = torch.empty_like(like).copy_(value)
         self.scaler.load_state_dict(dict(scaler))
 
     def start_over(self) -> None:
-        """Forget what was captured of earlier steps: modules changed since, dropout was switched on say."""
+        """Discard a captured graph, as modules have changed since (for example, dropout was enabled)."""
 
     def _parameters(self) -> list[torch.Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def compute(self, images: torch.Tensor, labels: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """All of the step but gathering its batch and its learning rate."""
+        """The step except for gathering the batch and setting the learning rate."""
         inputs = self.normalize(augment(images, draws, self.trial.augmentation.crop_padding))
-        # Autocast stays outside what is compiled: inside, PyTorch would not cache the compiled graph.
+        # Autocast stays outside the compiled code: with it inside, PyTorch would not cache the compiled graph.
         with autocast(self.plan.precision, self.device):
             logits = self.forward(inputs)
         loss = self.loss(logits.float(), labels)
@@ -89,11 +89,11 @@ class Step:
 class CapturedStep(Step):
     """The same step as one CUDA graph: augmentation, forward, backward and update are one launch.
 
-    Images, labels, draws and learning rate are copied into fixed tensors; random numbers of dropout go on from replay
-    to replay.
+    Images, labels, draws and learning rate are copied into fixed tensors; dropout draws new random numbers at every
+    replay.
     """
 
-    WARM_UP = 3  # steps before a capture: libraries allocate and choose algorithms, optimisers make their state
+    WARM_UP = 3  # steps before a capture: libraries allocate and choose algorithms, optimisers create state
 
     def __init__(
         self, network: nn.Module, forward: Any, normalize: Any, trial: Trial, plan: ExecutionPlan, device: torch.device
@@ -139,9 +139,9 @@ class CapturedStep(Step):
         try:
             with torch.cuda.graph(graph, stream=stream):
                 self.sums = self.compute(images, labels, fixed)
-        finally:  # PyTorch 2.11 stays on its own stream where a capture fails
+        finally:  # after a failed capture PyTorch 2.11 stays on the capture stream
             torch.cuda.set_stream(before_stream)
-        # As if nothing had run: a zero momentum and a missing one are the same to these optimisers.
+        # Undo the warm-up steps; these optimisers treat zero momentum and missing momentum alike.
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
@@ -155,16 +155,16 @@ class CapturedStep(Step):
 
 @functools.cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all captures of a process: cuBLAS keeps a workspace for each stream that it has seen."""
+    """One stream for all captures of a process, as cuBLAS keeps a workspace for every stream that it has seen."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def make_step(
     network: nn.Module, trial: Trial, plan: ExecutionPlan, device: torch.device, on_features: bool = False
 ) -> Step:
-    """The step that the plan means, for a network as its architecture built it.
+    """The step for that plan and network, which is given as its architecture built it.
 
-    `on_features`: its part holds what `network.features` answers, and the step trains `network.head` alone.
+    `on_features`: the split holds outputs of `network.features`, and the step trains only `network.head`.
     """
     kind = CapturedStep if plan.captured else Step
     normalize = (

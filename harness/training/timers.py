@@ -1,4 +1,4 @@
-"""Where a trial's time went: every second of it belongs to exactly one kind of work."""
+"""Accounts for a trial's time: every second of it is booked under exactly one kind of work."""
 
 import time
 
@@ -6,14 +6,14 @@ from harness.run.records import Timing
 
 KINDS = {
     "queue": "worker waiting for its next trial",
-    "worker start": "from the start of its process",
-    "imports": "of torch and this project",
-    "data": "decoded or mapped, and moved to the device",
-    "build": "network and optimiser made, first weights drawn",
-    "compile": "where anything is compiled or captured: kernels, or the first step",
-    "train": "steps",
-    "validate": "validations, and the test images where they are read",
-    "checkpoint": "best weights kept; files written",
+    "worker start": "starting the worker process",
+    "imports": "importing torch and this project",
+    "data": "loading images and copying them to the device",
+    "build": "building network and optimiser, initialising weights",
+    "compile": "compiling kernels; the first step, if it is compiled or captured",
+    "train": "training steps",
+    "validate": "validation, and evaluation on the test split",
+    "checkpoint": "copying the kept weights; writing files",
     "idle": "waiting for the driver, at the start and after each validation",
 }
 
@@ -28,18 +28,18 @@ class Timers:
         self.seconds: dict[str, float] = {}
 
     def enter(self, kind: str) -> None:
-        """From now on it is `kind`."""
+        """Book time under `kind` from now on."""
         assert kind in KINDS, kind
         now = time.perf_counter()
         self.seconds[self.kind] = self.seconds.get(self.kind, 0.0) + now - self.mark
         self.kind, self.mark = kind, now
 
     def of(self, kind: str) -> float:
-        """Seconds that were booked under a kind so far, the current stretch aside."""
+        """Seconds booked under a kind so far, without those since the last `enter`."""
         return self.seconds.get(kind, 0.0)
 
     def book(self, timing: Timing) -> None:
-        """Write `wall_seconds` until now, and the `ledger` of them by kind, into a trial's timing."""
+        """Set `wall_seconds` until now, and `ledger` (seconds by kind), in a trial's timing."""
         self.enter(self.kind)
         timing.ledger = {kind: self.seconds[kind] for kind in KINDS if kind in self.seconds}
         timing.wall_seconds = sum(timing.ledger.values())

@@ -127,8 +127,8 @@ def test_what_is_torn_is_made_again(small_run, tmp_path):
         tear(draw.choice(sorted(run.path.glob(kind))), draw.choice(["truncated", "flipped"]), draw)
     done = command(*SMALL_RUN, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("run.json: is torn; its copy is used") == 1
-    assert "has to run again" in done.stdout
+    assert done.stdout.count("run.json: is corrupt; using run.copy.json") == 1
+    assert "must run again" in done.stdout
     assert sweeps.outcome(run) == sweeps.outcome(RunDirectory(whole))
     (one,), (other,) = (sorted(folder.glob("exported/*/model.onnx")) for folder in (run.path, whole))
     assert one.read_bytes() == other.read_bytes()
@@ -279,7 +279,7 @@ def test_a_second_driver_is_told_who_works(tmp_path):
         other = subprocess.run(
             [sys.executable, "-c", LOCK, str(run.path)], cwd=TOP, capture_output=True, text=True, check=False
         )
-    assert f"process {os.getpid()} on host {os.uname().nodename} works on it" in other.stderr
+    assert f"process {os.getpid()} on host {os.uname().nodename} is working on it" in other.stderr
     assert not (run.path / OWNER).exists()
 
 
@@ -308,7 +308,7 @@ def test_what_a_killed_driver_held_is_taken_over(tmp_path):
     with run.locked():
         assert len(said) == 1
         assert f"process {killed.pid} on host" in said[0]
-        assert "taken over" in said[0]
+        assert "taking over" in said[0]
 
 
 def test_what_another_process_took_is_not_written(tmp_path, digits):
@@ -425,7 +425,7 @@ def test_more_sigterms_while_it_ends(victim, left_alone, tmp_path):
             if sweep.process.poll() is not None:
                 break
         if victim == "driver":
-            assert sweep.wait(1) == (143, "stopped; the same command continues")
+            assert sweep.wait(1) == (143, "stopped; run the same command again")
             sweep.start()
         ends_equal(sweep, left_alone)
 
@@ -437,7 +437,7 @@ def test_the_head_dies(left_alone, tmp_path):
         head.kill()
         code, said = sweep.wait(60)
         assert code == 1
-        assert "the same command continues" in said
+        assert "run the same command again to continue" in said
         sweep.start()
         ends_equal(sweep, left_alone)
 
@@ -640,7 +640,7 @@ options = {"widths": [8], "hidden": [8]}
 trial = Trial(architecture="baseline", options=options, epochs=1, batch_size=16, compile="default")
 record = train_job(TrainingJob(trial, Data(name="digits", limit=20), folder=Path(sys.argv[1])))
 print(record.status, record.weights_sha256, record.error)
-print("compiled anew" if record.environment.compiled_anew is not None else "")
+print("compiled anew" if record.compiled_anew is not None else "")
 """
 
 

@@ -1,7 +1,7 @@
 """CIFAR-10 through torchvision: 50,000 training and 10,000 test images of 32x32, ten classes.
 
-The archive is downloaded where there is a network. Its SHA-256 is checked before anything in it is unpickled:
-torchvision itself checks MD5 only.
+The archive is downloaded if it is missing. Its SHA-256 is checked before anything in it is unpickled: torchvision
+checks only MD5.
 """
 
 import hashlib
@@ -20,9 +20,12 @@ SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 
 
 def identity(data: Data) -> str:
-    """The archive's digest: it is the same wherever it lies. Fetches the archive if it is not there."""
+    """The archive's SHA-256, which does not depend on its path. Downloads the archive if it is missing.
+
+    Raises BadInput where it cannot be downloaded or its SHA-256 differs.
+    """
     cached = cache_folder("datasets") / f"cifar10-{SHA256[:16]}.checked"
-    if not cached.exists():  # the check takes a second; once a machine is enough, decode() checks what it reads
+    if not cached.exists():  # takes a second, so once per machine; decode() checks again
         _check(_archive(data))
         cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         cached.touch()
@@ -43,7 +46,7 @@ def decode(data: Data, progress: OnProgress) -> Decoded:
 
 
 def _archive(data: Data) -> Path:
-    """The archive's path; where it is not there it is downloaded elsewhere, checked, and moved there whole."""
+    """The archive's path; a missing archive is downloaded to a temporary folder, checked, and moved atomically."""
     folder = data.root or cache_folder("datasets") / "cifar10"
     archive = folder / ARCHIVE
     if archive.is_file():
@@ -57,19 +60,19 @@ def _archive(data: Data) -> Path:
         FileLock(cache_folder("datasets") / "cifar10.lock"),
         tempfile.TemporaryDirectory(dir=cache_folder("datasets")) as temporary,
     ):
-        if archive.is_file():  # another process has fetched it meanwhile
+        if archive.is_file():  # another process has downloaded it
             return archive
         try:
             download_url(CIFAR10.url, temporary, ARCHIVE, CIFAR10.tgz_md5)
         except Exception as error:
             raise BadInput(
-                f"data.name=cifar10: {ARCHIVE} is neither in {folder} nor to be downloaded ({type(error).__name__}); "
+                f"data.name=cifar10: {ARCHIVE} is not in {folder}, and downloading failed ({type(error).__name__}); "
                 "put it there, or use data.name=digits (needs no files), or data.name=images data.root=DIR"
             ) from error
         _check(Path(temporary) / ARCHIVE)
         folder.mkdir(parents=True, exist_ok=True)
         partial = archive.with_suffix(".partial")
-        shutil.move(Path(temporary) / ARCHIVE, partial)  # may be another disk, so not atomic
+        shutil.move(Path(temporary) / ARCHIVE, partial)  # not atomic: may cross file systems
         partial.replace(archive)
     return archive
 

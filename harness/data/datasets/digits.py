@@ -1,6 +1,6 @@
-"""The 1,797 grey 8x8 digits inside scikit-learn, enlarged to 32x32x3: data without any download.
+"""The 1,797 grey 8x8 digits inside scikit-learn, enlarged to 32x32x3: needs no download.
 
-No test part of its own; a tenth of each class becomes one.
+It has no test split of its own; the fraction `data.validation` of each class's remaining images becomes one.
 """
 
 import importlib.metadata

@@ -1,7 +1,7 @@
 """Any folder of class folders: `root/train/<class>/*.png` and `root/test/<class>/*.png`, or `root/<class>/*` alone.
 
-PNG, JPEG and what else Pillow reads; grey, palette and transparent images become RGB (transparency on black).
-`data.size=N` resizes to NxN; without it all images must have one square size.
+Reads PNG, JPEG, BMP, GIF, WebP and TIFF; grey, palette and transparent images become RGB (transparency on black).
+`data.size=N` resizes to NxN; without it all images must be square and of one size.
 """
 
 import hashlib
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 CHUNK = 500
-IN_PROCESS = 2_000  # below that many images, starting processes costs more than it saves
+IN_PROCESS = 2_000  # up to this many images, starting processes costs more than it saves
 
 
 def identity(data: Data) -> str:
-    """Digest of every file's name, size and time of change; each process asks, so names stay strings."""
+    """Digest of every file's name, size and modification time; called by each process, so paths stay strings (fast).
+
+    Raises BadInput where `data.root` is no folder of class folders with images.
+    """
     digest = hashlib.sha256()
     root = _root(data)
     for part in _parts(root):
@@ -68,7 +71,7 @@ def decode(data: Data, progress: OnProgress) -> Decoded:
 
 def _root(data: Data) -> Path:
     if data.root is None:
-        raise BadInput("data.name=images: which folder? give data.root=DIR, a folder of class folders")
+        raise BadInput("data.name=images: needs data.root=DIR, a folder of class folders")
     if not data.root.is_dir():
         what = "is a file" if data.root.exists() else "no such folder"
         raise BadInput(f"data.root={data.root}: {what}; give a folder of class folders, or one with train/ and test/")
@@ -82,7 +85,7 @@ def _parts(root: Path) -> list[str]:
 
 
 def _files(root: Path, part: str) -> tuple[list[str], list[str], np.ndarray]:
-    """(classes, files, labels), sorted by class, then by name."""
+    """(classes, file paths, labels int64), sorted by class, then by name."""
     folder = root / part if (root / part).is_dir() else root
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     paths: list[str] = []
@@ -119,7 +122,7 @@ def _refuse_if_larger_than_memory(root: Path, total: int, side: int) -> None:
 
 
 def read_rgb(path: Path, key: str = "data.root") -> "Image.Image":
-    """A file's image as RGB; BadInput names the file that holds none, and the key that led to it."""
+    """Read an image file as RGB. Raises BadInput with `key`, which led to the file, where it is no image."""
     from PIL import Image
 
     try:
@@ -129,11 +132,11 @@ def read_rgb(path: Path, key: str = "data.root") -> "Image.Image":
                 return Image.alpha_composite(Image.new("RGBA", image.size, "black"), transparent).convert("RGB")
             return image.convert("RGB")
     except Exception as error:
-        raise BadInput(f"{key}: {path} cannot be read as an image ({error}); mend or remove it") from error
+        raise BadInput(f"{key}: {path} cannot be read as an image ({error}); fix or remove the file") from error
 
 
 def _read(paths: list[str], side: int, resize: bool) -> np.ndarray:
-    """Images of these files, uint8 [len(paths), side, side, 3]."""
+    """Read images, uint8 [len(paths), side, side, 3]. Raises BadInput where a size differs and not `resize`."""
     from PIL.Image import Resampling
 
     images = np.empty((len(paths), side, side, 3), np.uint8)

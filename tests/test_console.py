@@ -1,0 +1,125 @@
+"""Folders and files of the user's beside this project's packages: they work, or are refused before anything starts."""
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from conftest import SMALL_RUN, SMALL_SPACE, TOP, command, records
+
+from harness.__main__ import VERBS
+from harness.config import BadInput, plugins
+from harness.config.plugins import load
+
+CONSOLE = Path(sys.executable).parent / "classifier-harness"
+
+
+def console(*arguments: str, cwd: Path, program: Path = CONSOLE) -> subprocess.CompletedProcess:
+    return subprocess.run([program, *arguments], cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
+
+
+def test_verbs():
+    listed = console("--help", cwd=TOP)
+    assert listed.returncode == 0
+    assert all(f"    {verb} " in listed.stdout for verb in VERBS)
+    wrong = console("tun", "space=quick", cwd=TOP)
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        f"error: tun: unknown; did you mean tune? choose one of {', '.join(VERBS)}\n",
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_has_the_keys_of_its_command(verb):
+    module = VERBS[verb].removesuffix(".__main__")
+    assert console(verb, "--help", cwd=TOP).stdout == command("-m", module, "--help", cwd=TOP).stdout
+
+
+@pytest.mark.parametrize("name", ["export", "benchmarks.py", "architectures/__init__.py"])
+def test_a_folder_that_hides_a_package_is_refused_at_once(name, tmp_path):
+    place = tmp_path / name
+    if place.suffix:
+        place.parent.mkdir(exist_ok=True)
+        place.touch()
+    else:
+        place.mkdir()
+    done = command("-m", "harness.tune", "space=quick", "dry_run=true", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {name.split('/')[0].removesuffix('.py')}: {tmp_path}")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_the_console_command_looks_into_no_folder(tmp_path):
+    """All stages, beside folders and files of the user's that have the names of this project's packages."""
+    for name in plugins.PACKAGES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    arguments = SMALL_RUN[2:]
+    done = console("tune", *arguments, "resources.cpus_per_trial=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {r.status for r in records(tmp_path / "run")} == {"finished"}
+
+
+@pytest.mark.slow
+def test_the_wheel(tmp_path):
+    """Built, installed beside this environment's dependencies, and used where no checkout is."""
+    built = ["wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), str(TOP)]
+    subprocess.run([sys.executable, "-m", "pip", *built], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("classifier_harness-*.whl")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True, capture_output=True)
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "export").mkdir(parents=True)
+    (elsewhere / "space.py").write_text(SMALL_SPACE.read_text() + "import layers\n")
+    (elsewhere / "layers.py").touch()
+    program = tmp_path / "venv" / "bin" / "classifier-harness"
+    for space in ("quick", "space.py"):
+        done = console("tune", f"space={space}", "dry_run=true", cwd=elsewhere, program=program)
+        assert done.returncode == 0, done.stderr
+        assert "images/s" in done.stdout
+    found = subprocess.run([python, "-c", "import harness; print(harness.__file__)"], capture_output=True, text=True)
+    assert found.stdout.startswith(str(site))
+
+
+def test_a_space_imports_its_neighbour(tmp_path):
+    (tmp_path / "rates.py").write_text("RATES = [0.1, 0.2]\n")
+    (tmp_path / "space.py").write_text(
+        "from rates import RATES\n"
+        "from tune_spaces import Choice, Space\n"
+        "SPACE = Space(trial={'architecture': 'baseline'}, parameters={'optimizer.lr': Choice(RATES)})\n"
+    )
+    assert load("tune_spaces", str(tmp_path / "space.py"), "SPACE").parameters["optimizer.lr"].values == [0.1, 0.2]
+    assert "rates" not in sys.modules
+
+
+def test_two_files_may_have_neighbours_of_one_name(tmp_path):
+    """Also where they are imported when the network is built."""
+    builds = []
+    for name, width in (("one", 8), ("other", 16)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "layers.py").write_text(f"WIDTH = {width}\n")
+        (folder / "later.py").write_text(f"HEIGHT = {width}\n")
+        (folder / "net.py").write_text(
+            "from layers import WIDTH\n"
+            "def build(num_classes):\n"
+            "    from later import HEIGHT\n"
+            "    return WIDTH, HEIGHT\n"
+        )
+        builds.append(load("architectures", str(folder / "net.py"), "build"))
+    assert [build(10) for build in [*builds, *builds]] == [(8, 8), (16, 16)] * 2
+
+
+def test_a_neighbour_with_the_name_of_a_package_is_refused(tmp_path):
+    (tmp_path / "export.py").write_text("THIS = 'of the user'\n")
+    (tmp_path / "net.py").write_text("import export\ndef build(num_classes):\n    return export.THIS\n")
+    with pytest.raises(BadInput, match=r"imports export, which is this project's package and also its neighbour"):
+        load("architectures", str(tmp_path / "net.py"), "build")
+    (tmp_path / "net.py").write_text("def build(num_classes):\n    return 'no import'\n")
+    assert load("architectures", str(tmp_path / "net.py"), "build")(10) == "no import"
