@@ -44,9 +44,7 @@ Victim = Literal["driver", "worker", "node"]
 
 class Kills(Strict):
     victims: list[Victim] = Field(["driver", "worker", "node"], min_length=1, description="what to kill")
-    seeds: list[int] | None = Field(
-        None, description="seeds of the random moments, to repeat kills; default: 0, 1, ..."
-    )
+    seeds: list[int] | None = Field(None, description="seeds of the moments, to repeat kills; default: 0, 1, ...")
     kills: int = Field(20, ge=1, description="kills of each victim, if no seeds are given")
     signal: Literal["KILL", "TERM"] = Field("KILL", description="signal to a driver or worker; a node always gets KILL")
     out: Path = Field(Path("kills.csv"), description="output table, one row per kill")
@@ -59,7 +57,7 @@ def main(config: Kills) -> int:
     rows: list[Json] = []
     with tempfile.TemporaryDirectory(prefix="kills-") as temporary, contextlib.ExitStack() as stack:
         top = Path(temporary)
-        progress.line("the sweep that is left alone")
+        progress.line("the uninterrupted sweep")
         reference = Reference.of(top / "alone")
         cluster = stack.enter_context(KillableCluster.of_three()) if "node" in config.victims else None
         for seed in config.seeds or range(config.kills):
@@ -138,7 +136,7 @@ class Kill:
         self.columns["exit_code"] = code
         self.problems += [f"exit code {code}: {said}"] if code else []
         if self.victim != "driver" and "continues from its last checkpoint" not in self.sweep.said.read_text():
-            self.problems.append("no trial was placed again")
+            self.problems.append("no trial was rescheduled")
         self.compare(finished, epochs)
         return self.columns | {"problems": "; ".join(self.problems)}
 
@@ -150,9 +148,7 @@ class Kill:
         time.sleep(self.moment)
         assert self.sweep.process is not None
         targets: list[Any] = []
-        while self.sweep.process.poll() is None and not (
-            self.sweep.running() and targets
-        ):  # the kill must interrupt work
+        while self.sweep.process.poll() is None and not (self.sweep.running() and targets):  # a kill interrupts work
             of_node = self.victim == "node" and self.cluster
             targets = self.cluster.training() if of_node and self.cluster else training_workers(self.sweep.processes())
             time.sleep(0.01)
@@ -177,7 +173,7 @@ class Kill:
         self.problems += [f"process {p.pid} is left: {' '.join(command_of(p))[:100]}" for p in left]
 
     def compare(self, finished: dict[str, bytes], epochs: dict[str, float]) -> None:
-        """Compare with the reference; `finished`: trials before the kill, `epochs`: epoch of each running trial then."""
+        """Compare with the reference; `finished`: trials before the kill, `epochs`: those of running trials then."""
         found = {record.id: record for record in self.sweep.run.trials()}
         lost = []
         for trial, epoch in epochs.items():
@@ -189,7 +185,7 @@ class Kill:
         self.columns["lost_epochs"] = max(lost, default="")
         self.problems += [f"{max(lost):g} epochs lost"] if lost and max(lost) > 1 else []
         self.columns["equal"] = outcome(self.sweep.run) == self.reference.outcome
-        self.problems += [] if self.columns["equal"] else ["another outcome"]
+        self.problems += [] if self.columns["equal"] else ["outcome differs from the uninterrupted sweep"]
         ran_again = sum(self.sweep.finished().get(trial) != before for trial, before in finished.items())
         self.columns["ran_again"] = ran_again
         self.problems += ["a finished trial ran again"] if ran_again else []

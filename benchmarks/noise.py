@@ -127,7 +127,7 @@ def detection_rates(ratios: list[Json]) -> Json:
 
 def describe_rates(found: Json) -> str:
     """The rates as a line of text."""
-    said = {"false_alarms": "of equals called different", "seen": "of slower ones seen"}
+    said = {"false_alarms": "of equal arms reported as different", "seen": "of slower arms detected"}
     return ", ".join(
         f"{found[k]['share']:.3f} [{found[k]['low']:.3f}, {found[k]['high']:.3f}] {text} (n = {found[k]['n']})"
         for k, text in said.items()

@@ -32,9 +32,7 @@ class Plans(Strict):
     architectures: list[str] = Field(
         plugins.names("architectures"), min_length=1, description="measured with their default options"
     )
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="precision of all candidates"
-    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="as trial.precision")
     threads: int = Field(1, ge=1, description="CPU threads of the process: 1 as where trials share the cores")
     images: int = Field(450_000, ge=1, description="images that one allocation trains on: ten epochs of CIFAR-10")
     rounds: int = Field(10, ge=3, description="rounds of each candidate, at least 0.1 s each")
@@ -107,9 +105,8 @@ def main(config: Plans) -> int:
             write_measured(config.out, COLUMNS, rows)
             chosen = next(row for row in own if row["chosen"])
             speeds = ", ".join(f"{row['plan']} {row['images_per_second']:,.0f}" for row in own)
-            cost = (
-                f"{chosen['choosing_seconds']:.1f} s to choose, {chosen['first_seconds']:.1f} of them its own start, "
-            )
+            start = f"{chosen['first_seconds']:.1f} of them the start-up of the chosen plan"
+            cost = f"{chosen['choosing_seconds']:.1f} s to choose, {start}, "
             cost += f"for {chosen['planned_seconds']:,.0f} s of training"
             progress.line(
                 f"{name}: {chosen['plan']}, {chosen['of_the_best']:.3f} of the best; {cost}; images/s: {speeds}"

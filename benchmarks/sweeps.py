@@ -38,7 +38,7 @@ class Reference:
         started = time.monotonic()
         code, said = sweep.wait()
         if code:
-            raise RuntimeError(f"the sweep that is left alone fails: {said}")
+            raise RuntimeError(f"the uninterrupted sweep fails: {said}")
         return cls(outcome(sweep.run), time.monotonic() - started)
 
 

@@ -34,7 +34,7 @@ def export_winner(run: RunDirectory, settings: Export, progress: Progress) -> No
     record = winning_trial(ranked[0], recorded.metric)
     folder = run.exported_folder(record.id)
     if is_exported(folder, record, settings):
-        progress.line(f"export: {folder.name} is already there")
+        progress.line(f"export: {folder.name} is already exported")
         return
     exporter = Exporter(run, record, settings, load_dataset(recorded.data_config), progress)
     exporter.write_reference()
@@ -95,7 +95,7 @@ class Exporter:
                 logits: npt.NDArray[np.float64] = exact(torch.from_numpy(batch).double()).numpy()
             return logits
 
-        counter = self.progress.counter("exporting: PyTorch's answers in float64, images")
+        counter = self.progress.counter("exporting: PyTorch's float64 logits, images")
         self.reference = parity.predict_all(answer, self.test, counter)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "manifest.json").unlink(missing_ok=True)  # a manifest must describe existing files
@@ -158,7 +158,9 @@ class Exporter:
         self.manifest.write(self.folder / "manifest.json")
         if wrong := self.manifest.failed_parity():
             where = self.folder / "manifest.json"
-            raise RuntimeError(f"{', '.join(wrong)}: does not answer like PyTorch; {where} has figures")
+            raise RuntimeError(
+                f"{', '.join(wrong)}: logits differ from PyTorch's by more than the tolerance; see parity in {where}"
+            )
 
     def _entry(self, path: Path, kind: str, precision: str, uint8: bool = False) -> FileEntry:
         side = self.data.input_size

@@ -30,7 +30,7 @@ HALF_IMAGES = 1000  # validation images on which a float16 file is checked in fl
 
 @dataclass
 class Source:
-    """What files are made from: the network in eval mode on the CPU, and images.
+    """Inputs from which files are made: the network in eval mode on the CPU, and images.
 
     Images are normalised float32 [N, 3, H, W]: `example` has two; `calibration`, from the training split, shows the
     ranges of activations; `validation` with `labels` [N] decides which layers cost too much accuracy.
@@ -111,7 +111,7 @@ def _fp16(source: Source) -> Made:
         raise NotPossible(f"cannot be checked in float16 arithmetic: {type(error).__name__}: {error}") from error
     expected = onnxruntime_logits(source.plain(), images)
     if not np.isfinite(logits).all():
-        raise NotPossible("overflows float16: its answers to validation images are not finite")
+        raise NotPossible("overflows float16: logits of validation images are not finite")
     found = compare_logits(logits, expected, labels, source.settings.max_accuracy_drop).record().to_json()
     told = ("images", "accuracy", "torch_accuracy", "top1_agreement", "max_logit_difference")
     return model, {"float16_arithmetic": {name: found[name] for name in told}}

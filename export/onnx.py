@@ -49,7 +49,7 @@ def save_onnx(model: onnx.ModelProto, path: Path, opset: int) -> None:
         model = onnx.load(temporary)  # check the file as written to disk
         found = {entry.domain: entry.version for entry in model.opset_import}.get("")
         if found != opset:
-            raise ValueError(f"export.opset={opset}: the exporter wrote opset {found}; give that one")
+            raise ValueError(f"export.opset={opset}: the exporter wrote opset {found}; set export.opset={found}")
         onnx.checker.check_model(model, full_check=True)
         first = model.graph.input[0].type.tensor_type.shape.dim[0]
         if not first.dim_param:

@@ -50,7 +50,7 @@ class Parity:
         text = f"accuracy {self.accuracy:.4f} (PyTorch {self.torch_accuracy:.4f}, "
         text += f"change [{100 * change.low:.2f}, {100 * change.high:.2f}] points), top-1 agreement "
         text += f"{self.top1_agreement:.4%}, largest logit difference {self.max_logit_difference:.2e}"
-        return text if self.passed else text + "; more than is allowed"
+        return text if self.passed else text + "; exceeds what is allowed"
 
     def record(self) -> ParityRecord:
         change = Interval.model_validate(vars(self.accuracy_change))

@@ -42,7 +42,7 @@ def predict_images(config: Predict) -> int:
 
     artifact = Artifact(config.model.absolute().parent, manifest, config.model.name)
     if storage.sha256(artifact.path) != artifact.entry.sha256:
-        raise BadInput(f"model={config.model}: is not the file that manifest.json describes; export it again")
+        raise BadInput(f"model={config.model}: its SHA-256 differs from manifest.json; export it again")
     side = manifest.input_size
     images = np.stack(
         [np.asarray(read_rgb(path, "image").resize((side, side), Resampling.BILINEAR)) for path in config.image]

@@ -113,10 +113,10 @@ def sitting(small_run, tmp_path_factory):
     ("fault", "told"),
     [
         ("missing_library", "No module named 'no_such_library'"),
-        ("wrong_channels", "does not answer as it must"),
-        ("wrong_mean", "does not answer as it must"),
-        ("swapped_classes", "does not answer as it must"),
-        ("keeps_its_first_answer", "off the one that was checked"),
+        ("wrong_channels", "failed the parity check"),
+        ("wrong_mean", "failed the parity check"),
+        ("swapped_classes", "failed the parity check"),
+        ("keeps_its_first_answer", "from the checked ones"),
         ("more_threads", "cores, not 1"),
     ],
 )
@@ -154,7 +154,7 @@ def test_a_harmed_file_is_not_timed(run, fault):
     model = file.parent / "model_rewritten.onnx"
     if fault == "stale file":
         model.write_bytes(model.read_bytes()[:-1] + b"\0")
-        told = "is not the file that manifest.json describes"
+        told = "its SHA-256 differs from manifest.json"
     elif fault == "mislabelled precision":
         shutil.copy(file.parent / "model_int8.onnx", model)
         manifest["files"][model.name]["sha256"] = storage.sha256(model)
@@ -168,7 +168,7 @@ def test_a_harmed_file_is_not_timed(run, fault):
         weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
         onnx.save(graph, model)
         manifest["files"][model.name]["sha256"] = storage.sha256(model)
-        told = "does not answer as it must"
+        told = "failed the parity check"
     storage.write_json(file, manifest)
     row = measured(run)[0].loc["onnxruntime rewritten"]
     assert told in row["note"]
@@ -212,8 +212,8 @@ def test_other_work_on_the_machine_is_told(run):
         for other in others:
             other.kill()
             other.wait()
-    assert all("cores meanwhile" in note for note in summary.loc["onnxruntime"]["note"].split("\n"))
-    assert any("cores meanwhile" in warning for warning in decided["warnings"])
+    assert all("cores during the measurement" in note for note in summary.loc["onnxruntime"]["note"].split("\n"))
+    assert any("cores during the measurement" in warning for warning in decided["warnings"])
 
 
 @pytest.mark.slow
@@ -429,7 +429,7 @@ def test_images_in_another_layout_are_no_input(run, tmp_path):
     served = plugins.load("export.runtimes", "onnxruntime", "load")(artifact, "cpu", 1)
     images = torch.randn(2, 3, *[artifact.manifest.input_size] * 2)
     assert torch.allclose(served.on_device(images), torch.from_numpy(served(images.numpy())), atol=1e-6)
-    with pytest.raises(ValueError, match="onnxruntime reads them densely"):
+    with pytest.raises(ValueError, match="onnxruntime needs contiguous tensors"):
         served.on_device(images.to(memory_format=torch.channels_last))
 
 
@@ -481,7 +481,7 @@ def test_the_clock_waits_for_the_device(monkeypatch):
 
 
 def test_what_takes_arrays_alone_is_absent_on_the_device():
-    with pytest.raises(Unavailable, match="takes host arrays alone"):
+    with pytest.raises(Unavailable, match="takes only host arrays"):
         calls.timed(lambda images: images, "device", "cuda", [torch.ones(1)])
 
 
@@ -536,7 +536,7 @@ def test_both_scopes_in_one_sitting(monkeypatch, tmp_path):
     }
     absent = summary[summary["ratio"].isna()]
     assert absent[["scope", "backend", "note"]].values.tolist() == [
-        ["device arrays", "arrays alone", "takes host arrays alone"]
+        ["device arrays", "arrays alone", "takes only host arrays"]
     ]
     assert set(summary["peak_device_bytes"].dropna()) == {2.0}
     told = verdict.decide(summary, settings, REFERENCE, AGAIN)
@@ -545,11 +545,11 @@ def test_both_scopes_in_one_sitting(monkeypatch, tmp_path):
     alone = Sitting(arms, tmp_path, 1.0, Benchmark(scope="device", batch_sizes=[64]), 1, tmp_path / "log")
     rows, _, _ = alone.replicate(0, Progress())
     assert {row["backend"] for row in rows} == {REFERENCE, "fast", AGAIN}
-    assert arms[2].note == "not timed: takes host arrays alone"
+    assert arms[2].note == "not timed: takes only host arrays"
     lines = verdict.verdict_lines(summary, told, REFERENCE, AGAIN)
     assert sum(line.startswith("device arrays, batch 64, fast on cuda: 128,000 images/s, 4.00") for line in lines) == 1
 
 
 def test_arrays_on_the_device_are_for_a_gpu(run):
-    with pytest.raises(BadInput, match=r"benchmark\.scope=device: is for a GPU"):
+    with pytest.raises(BadInput, match=r"benchmark\.scope=device: needs a GPU"):
         measured(run, scope="device")

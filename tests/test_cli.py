@@ -138,7 +138,7 @@ def test_run_directory_of_something_else_is_left_alone(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["harness.tune", "space=quick", "run=thesis"])
     assert command_line.run_command(Tune, run_stages, "", resolve) == 2
-    assert "is no run directory" in capsys.readouterr().err
+    assert "is not a run directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", ["harness.report", "export", "benchmarks"])

@@ -173,7 +173,7 @@ def test_one_class_is_no_data_set(folder):
 def test_missing_folder(tmp_path):
     for root, message in (
         (tmp_path / "none", "no such folder"),
-        (None, "give data.root"),
+        (None, "needs data.root"),
         (tmp_path, "no class folders"),
     ):
         with pytest.raises(BadInput, match=message):

@@ -291,7 +291,7 @@ def test_predict_refuses_what_it_cannot_serve(exported, image, tmp_path):
     (tmp_path / "manifest.json").write_text((folder / "manifest.json").read_text())
     (tmp_path / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:-1] + b"x")
     for arguments, message in (
-        ([f"model={tmp_path}/model.onnx", f"image={image}"], "is not the file that manifest.json describes"),
+        ([f"model={tmp_path}/model.onnx", f"image={image}"], "its SHA-256 differs from manifest.json"),
         ([f"model={tmp_path}/other.onnx", f"image={image}"], "no such exported file"),
         ([f"model={image}", f"image={image}"], "no such exported file"),
         ([f"model={folder}/model.onnx", "image=/no/image.png"], "no such file"),

@@ -47,7 +47,7 @@ def _on_device(predict: Any, device: str, batches: Sequence[Any]) -> Timed:
     """A call ends when the device has finished all its work, on whichever stream the runtime uses. CUDA events around
     the call are a second clock."""
     if not hasattr(predict, "on_device"):
-        raise Unavailable("takes host arrays alone")
+        raise Unavailable("takes only host arrays")
     clock, call, taken, seconds, found = time.perf_counter_ns, predict.on_device, [], [], []
     around: Any = _Events() if device == "cuda" else contextlib.nullcontext()
     for batch in batches:

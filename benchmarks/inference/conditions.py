@@ -15,7 +15,7 @@ DEBUGGING = {
     "TORCHDYNAMO_DISABLE": "turns torch.compile off",
     "TORCH_COMPILE_DISABLE": "turns torch.compile off",
     "TORCH_COMPILE_DEBUG": "traces compilation",
-    "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "compiles everything anew",
+    "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "disables compilation caches",
     "PYTHONDEVMODE": "checks Python at run time",
     "PYTHONMALLOC": "replaces Python's allocator",
     "ORT_DISABLE_ALL_OPTIMIZATION": "turns onnxruntime's optimisations off",

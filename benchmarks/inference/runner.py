@@ -75,7 +75,7 @@ def benchmark_exported(run: RunDirectory, settings: Benchmark, progress: Progres
     }
     state = _state(run, request)
     if state.files and all(run.is_benchmark_intact(name) for name in state.files):
-        progress.line("benchmark: is already there")
+        progress.line("benchmark: already complete")
         return
 
     data = load_dataset(recorded.data_config)
@@ -102,7 +102,7 @@ def check_possible(settings: Benchmark, manifest: Manifest, cuda: str | None) ->
     if settings.device == "cuda" and cuda is None:
         raise BadInput("benchmark.device=cuda: PyTorch sees no CUDA device; use auto or cpu")
     if "device" in settings.scopes and (cuda is None or settings.device == "cpu"):
-        raise BadInput(f"benchmark.scope={settings.scope}: is for a GPU; on a CPU arrays are on the host, use host")
+        raise BadInput(f"benchmark.scope={settings.scope}: needs a GPU; use benchmark.scope=host")
     if settings.uint8 and all(entry.input.normalized for entry in manifest.files.values()):
         raise BadInput("benchmark.uint8=true: no exported file takes uint8 images; export with export.uint8=true")
 
@@ -181,7 +181,7 @@ class ArmChecker:
         arm.accuracy, arm.images_per_second = stored.parity, stored.images_per_second
         lost = -arm.accuracy.accuracy_change.low
         if not arm.accuracy.passed and (arm.precision == "float32" or not lost <= self.allowed):
-            arm.note = "does not answer as it must: not timed"
+            arm.note = "failed the parity check: not timed"
 
 
 def _measure(sitting: Sitting, state: BenchmarkState, run: RunDirectory, progress: Progress) -> None:

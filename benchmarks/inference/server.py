@@ -45,7 +45,7 @@ class RuntimeServer:
         artifact = Artifact(Path(folder), Manifest.read(Path(folder) / "manifest.json"), name)
         self.images = np.load(images, mmap_mode="c")  # writable, as PyTorch wants its inputs
         if storage.sha256(artifact.path) != artifact.entry.sha256:
-            raise Unavailable("is not the file that manifest.json describes: export it again")
+            raise Unavailable("its SHA-256 differs from manifest.json: export it again")
         if usable_cores() < threads:
             raise Unavailable(f"{threads} threads were asked for, and this process may use {usable_cores()} cores")
         started = time.perf_counter()

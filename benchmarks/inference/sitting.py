@@ -133,7 +133,7 @@ class Sitting:
                     worker = stack.enter_context(RuntimeProcess(arm, self.threads, self.images, self.log))
                     if not set(worker.scopes) & set(self.settings.scopes):
                         worker.close()
-                        raise Unavailable("takes host arrays alone")
+                        raise Unavailable("takes only host arrays")
                     workers[arm.name] = worker
             for batch_size in order.sample(self.settings.batch_sizes, len(self.settings.batch_sizes)):
                 for scope in self.settings.scopes:
@@ -182,7 +182,7 @@ class Sitting:
                 answers = str(worker.arm.check.answers)
                 warm = worker.ask("warm_up", batch_size=batch_size, answers=answers, scope=scope)
                 calls[name] = max(1, round(self.settings.round_seconds / warm["call_seconds"]))
-                notes[name] = "" if warm["settled"] else "its calls did not settle"
+                notes[name] = "" if warm["settled"] else "call times did not settle during warm-up"
         progress.status(where)
         for turn in range(self.settings.rounds):
             timed = [name for name in calls if name in workers]
@@ -209,7 +209,7 @@ class Sitting:
         foreign = others.cores(told["cores"], time.perf_counter() - started)
         limit = EXACT if arm.precision == "float32" else SHARE * self.largest
         if not told["away"] <= limit:
-            raise RuntimeError(f"a timed answer is {told['away']:.2g} off the one that was checked")
+            raise RuntimeError(f"logits of a timed call differ by {told['away']:.2g} from the checked ones")
         beyond = told["cores"] > self.threads + conditions.BEYOND
         return {
             "artifact": arm.check.artifact.label,

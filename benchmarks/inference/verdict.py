@@ -46,7 +46,7 @@ def summarize_rounds(
         for name, arm in by_name.items():
             own = cell[cell.backend == name]
             if not len(own):
-                left = _described(arm, name) | {"scope": scope, "note": "takes host arrays alone"}
+                left = _described(arm, name) | {"scope": scope, "note": "takes only host arrays"}
                 summary += [] if left in summary else [left]
                 continue
             logs = np.log(wide[name] / wide[reference]).groupby("replicate").median()
@@ -111,7 +111,7 @@ def _notes(own: "pd.DataFrame", is_again: bool) -> set[str]:
         notes.add("the reference again: the noise of this sitting")
     busy = float(own["foreign_cores"].median())
     if busy > BUSY:
-        notes.add(f"other processes used {busy:.2f} cores meanwhile")
+        notes.add(f"other processes used {busy:.2f} cores during the measurement")
     return notes
 
 

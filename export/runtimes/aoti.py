@@ -15,7 +15,9 @@ def load(artifact: Artifact, device: str, threads: int) -> Predict:
         raise Unavailable("AOTInductor: the file is compiled for the CPU")
     there, here = artifact.manifest.environment, system.environment()
     if (made := (there["cpu"], there["versions"]["torch"])) != (now := (here.cpu, here.versions["torch"])):
-        raise Unavailable(f"AOTInductor: the file was compiled for {made}, here is {now}; export it here")
+        raise Unavailable(
+            f"AOTInductor: the file was compiled for {made}, this machine has {now}; export again on this machine"
+        )
     torch.set_num_threads(threads)
     try:
         compiled = torch._inductor.aoti_load_package(str(artifact.path))

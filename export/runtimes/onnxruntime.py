@@ -52,9 +52,7 @@ def bind(binding: Any, session: onnxruntime.InferenceSession, images: "torch.Ten
     import torch  # not imported where only host arrays are used
 
     if not images.is_contiguous():
-        raise ValueError(
-            f"images with strides {images.stride()}: onnxruntime reads them densely, in the order of [N, ...]"
-        )
+        raise ValueError(f"images with strides {images.stride()}: onnxruntime needs contiguous tensors")
     (given,), (found,) = session.get_inputs(), session.get_outputs()
     logits = torch.empty((len(images), found.shape[1]), device=images.device)
     where = images.device.type, images.device.index or 0
@@ -91,7 +89,7 @@ def opened(
         if session.get_providers()[0] != provider:
             raise Unavailable(f"{provider} did not load; onnxruntime has {onnxruntime.get_available_providers()}")
         if provider != CPU and (others := elsewhere(session, provider, onnx.load(artifact.path))):
-            raise Unavailable(f"{len(others)} nodes are computed elsewhere: {', '.join(others[:5])}")
+            raise Unavailable(f"{len(others)} nodes are computed by another provider: {', '.join(others[:5])}")
         taken = session.get_inputs()[0]
         if tried:  # a session may load and still lack kernels
             session.run(None, {taken.name: np.zeros([2, *taken.shape[1:]], KINDS[taken.type])})

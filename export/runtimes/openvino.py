@@ -10,7 +10,7 @@ FORMAT = "onnx"
 
 def load(artifact: Artifact, device: str, threads: int) -> Predict:
     if device != "cpu":
-        raise Unavailable("OpenVINO is used on the CPU here")
+        raise Unavailable("the OpenVINO runtime supports only the CPU")
     try:
         import openvino
     except ImportError as error:

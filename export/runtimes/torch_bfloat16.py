@@ -17,7 +17,7 @@ PRECISION = "bfloat16"
 
 def load(artifact: Artifact, device: str, threads: int) -> Served:
     if device == "cpu" and not native_bfloat16(torch.device("cpu")):
-        raise Unavailable("this CPU computes no bfloat16 natively")
+        raise Unavailable("this CPU has no native bfloat16")
 
     return compiled(artifact, device, threads, autocast_context(device, torch.bfloat16))
 

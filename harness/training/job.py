@@ -51,6 +51,7 @@ class TrainingJob:
             "data": self.data.model_dump(mode="json"),
             "folder": self.folder and str(self.folder),
             "plan": self.plan and self.plan.to_json(),
+            "callbacks": (),
         }
 
     @classmethod
@@ -62,5 +63,6 @@ class TrainingJob:
                 "data": Data.model_validate(values["data"]),
                 "folder": values["folder"] and Path(values["folder"]),
                 "plan": values["plan"] and PlanChoice.model_validate(values["plan"]),
+                "callbacks": (),
             }
         )

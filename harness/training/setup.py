@@ -62,15 +62,8 @@ def set_up(job: TrainingJob, record: TrialRecord, timers: Timers) -> TrainingSet
         torch.cuda.reset_peak_memory_stats(device)  # else they include this process's earlier trials
 
     timers.enter("data")
-    if job.dataset is None:
-        data, splits = device_data(job.data.model_dump_json(), str(device))
-    else:
-        data, splits = job.dataset, on_device(job.dataset, str(device))
+    data, splits = _images(job, device)
     timers.enter("build")
-    if job.fingerprint not in (None, data.fingerprint):
-        raise ValueError(
-            f"the images on this node have fingerprint {data.fingerprint}, the run's have {job.fingerprint}"
-        )
     training, validation = splits["train"], splits["validation"]
     record.environment.images_on = training.images.device.type
 
@@ -109,6 +102,18 @@ def set_up(job: TrainingJob, record: TrialRecord, timers: Timers) -> TrainingSet
         checkpointer=_checkpointer(job, plan, data, code),
         shape=execution.shape_key(config, len(data.classes), data.input_size, processor, plan.threads),
     )
+
+
+def _images(job: TrainingJob, device: torch.device) -> tuple[Dataset, dict[str, DeviceSplit]]:
+    """The job's data set and its splits on the device; ValueError where they are not the images of the run."""
+    if job.dataset is None:
+        data, splits = device_data(job.data.model_dump_json(), str(device))
+    else:
+        data, splits = job.dataset, on_device(job.dataset, str(device))
+    if job.fingerprint not in (None, data.fingerprint):
+        here, of_run = data.fingerprint, job.fingerprint
+        raise ValueError(f"the images on this node have fingerprint {here}, those of the run {of_run}")
+    return data, splits
 
 
 def _checkpointer(job: TrainingJob, plan: ExecutionPlan, data: Dataset, code: str) -> Checkpointer:
