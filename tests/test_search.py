@@ -1,6 +1,7 @@
 """What a trial is given of a machine or a cluster; what a search knows when it goes on."""
 
 import pytest
+from conftest import TOP
 
 from harness.config import BadInput, Resources, Search
 from harness.run import storage
@@ -99,3 +100,26 @@ def test_what_another_stage_left_stays(tmp_path):
     assert (run.trial_folder("done") / TRIAL_FILE).exists()
     run.remove(lambda record: False)
     assert [path.name for path in (tmp_path / "trials").iterdir()] == ["done"]
+
+
+def test_the_private_parts_of_ray_are_there():
+    """Those of harness/search/ray_internals.py, the only module that uses any."""
+    import ast
+
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.tune import ResultGrid
+
+    from harness.search import ray_internals
+    from harness.search.searchers import InOrder, OptunaSamples
+
+    assert RayActorManager._actor_task_failed is ray_internals._fail_alone
+    assert callable(ray_internals._task_failed)
+    (bracket,) = ray_internals.brackets_of(ray_internals.AsyncHyperBandScheduler(time_attr="epoch"))
+    assert callable(bracket.on_result)
+    assert not ray_internals.has_suggested(OptunaSamples([], dict, space={}, metric="val_loss", mode="min"), "a")
+    assert "_experiment_analysis" in ResultGrid.__init__.__code__.co_names
+    assert InOrder(iter([]), metric="val_loss", mode="min").suggest("a") == InOrder.FINISHED
+    private = {"_brackets", "_ot_trials", "_experiment_analysis", "_actor_task_failed"}
+    for path in (TOP / "harness" / "search").glob("*.py"):
+        used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        assert path.name == "ray_internals.py" or not used & private

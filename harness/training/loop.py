@@ -130,6 +130,8 @@ def _train(job: TrainingJob, record: TrialRecord, history: list[HistoryRow], tim
         for row in saved.history:
             history.append(row)
             kept.offer(row)
+            for callback in job.callbacks:
+                callback(row)
             record.metrics, record.timing = kept.metrics(row, setup.summary), Timing.model_validate(saved.timing)
             yield row
 
