@@ -362,11 +362,11 @@ def test_a_hung_trial_is_ended_and_its_siblings_finish(tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert time.monotonic() - started < 90
     found = {record.variant: record for record in records(tmp_path / "run")}
-    assert found["fine"]["status"] == "finished"
-    assert found["hangs"]["status"] == "failed"
-    assert found["hangs"]["error"] == "timed out: no validation in 5 s (resources.timeout_seconds)"
+    assert found["fine"].status == "finished"
+    assert found["hangs"].status == "failed"
+    assert found["hangs"].error == "timed out: no validation in 5 s (resources.timeout_seconds)"
     assert "continues from its last checkpoint" in done.stdout  # tried again, once
-    text = (tmp_path / "run" / "trials" / found["hangs"]["id"] / "error.txt").read_text()
+    text = (tmp_path / "run" / "trials" / found["hangs"].id / "error.txt").read_text()
     assert "net.py" in text
 
 
@@ -425,7 +425,7 @@ def test_more_sigterms_while_it_ends(victim, left_alone, tmp_path):
             if sweep.process.poll() is not None:
                 break
         if victim == "driver":
-            assert sweep.wait(1) == (143, "stopped; run the same command again")
+            assert sweep.wait(1) == (143, "stopped; run the same command again to continue")
             sweep.start()
         ends_equal(sweep, left_alone)
 
@@ -535,12 +535,12 @@ def test_trials_that_break_leave_their_siblings_alone(tmp_path):
     assert f"failed: trial {found['raises'].id}: KeyError: 'no such layer'" in done.stdout
     folder = tmp_path / "run" / "trials" / found["raises"].id
     assert "net.py" in (folder / "error.txt").read_text()
-    assert found["raises"]["metrics"]["epochs"] >= 1.0
-    assert "step" in found["diverges"]["error"]
+    assert found["raises"].metrics.epochs >= 1.0
+    assert "step" in found["diverges"].error
     (tmp_path / "alone").mkdir()
     _, alone = broken(tmp_path / "alone", {"fine": {}})
-    assert alone["fine"]["metrics"] == found["fine"]["metrics"]
-    assert alone["fine"]["weights_sha256"] == found["fine"]["weights_sha256"]
+    assert alone["fine"].metrics == found["fine"].metrics
+    assert alone["fine"].weights_sha256 == found["fine"].weights_sha256
 
 
 @pytest.mark.slow
