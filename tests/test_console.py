@@ -1,5 +1,6 @@
 """Folders and files of the user's beside this project's packages: they work, or are refused before anything starts."""
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -66,7 +67,9 @@ def test_the_console_command_looks_into_no_folder(tmp_path):
 @pytest.mark.slow
 def test_the_wheel(tmp_path):
     """Built, installed beside this environment's dependencies, and used where no checkout is."""
-    built = ["wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), str(TOP)]
+    ignored = shutil.ignore_patterns(".*", "build", "runs", "*.egg-info", "results", "__pycache__")
+    shutil.copytree(TOP, tmp_path / "tree", ignore=ignored)
+    built = ["wheel", "--no-deps", "-q", "-w", str(tmp_path), str(tmp_path / "tree")]
     subprocess.run([sys.executable, "-m", "pip", *built], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("classifier_harness-*.whl")
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
@@ -83,7 +86,8 @@ def test_the_wheel(tmp_path):
         done = console("tune", f"space={space}", "dry_run=true", cwd=elsewhere, program=program)
         assert done.returncode == 0, done.stderr
         assert "images/s" in done.stdout
-    found = subprocess.run([python, "-c", "import harness; print(harness.__file__)"], capture_output=True, text=True)
+    code = "import harness; print(harness.__file__)"
+    found = subprocess.run([python, "-c", code], cwd=elsewhere, capture_output=True, text=True, check=True)
     assert found.stdout.startswith(str(site))
 
 

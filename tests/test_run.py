@@ -162,7 +162,7 @@ def test_the_same_command_runs_only_what_is_missing(small_run):
     assert written(run) == before
     assert {p: storage.sha256(p) for p in run.glob("exported/*/**/*") if p.is_file()} == digests
     assert "0 trials to run, 3 done before" in again.stdout
-    assert "benchmark: already complete" in again.stdout
+    assert "benchmark: is already complete" in again.stdout
     assert time.perf_counter() - started < 60
 
     lost = next((run / "trials").glob("*"))

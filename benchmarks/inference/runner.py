@@ -75,7 +75,7 @@ def benchmark_exported(run: RunDirectory, settings: Benchmark, progress: Progres
     }
     state = _state(run, request)
     if state.files and all(run.is_benchmark_intact(name) for name in state.files):
-        progress.line("benchmark: already complete")
+        progress.line("benchmark: is already complete")
         return
 
     data = load_dataset(recorded.data_config)

@@ -731,6 +731,6 @@ def test_killed_in_a_later_stage_only_what_is_missing_is_done(stage, small_run, 
     done = command(*SMALL_RUN, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 trials to run" in done.stdout
-    assert ("is there" in done.stdout) == (stage != "export")
+    assert ("is already" in done.stdout) == (stage != "export")
     assert {path: path.stat().st_mtime_ns for path in run.glob("trials/*/*")} == trials
     assert state_of(RunDirectory(run)) == state_of(RunDirectory(small_run[0]))
