@@ -45,7 +45,7 @@ machine() {
 import json
 from harness.run import gpus, system
 
-print(json.dumps(system.environment(), indent=2))
+print(json.dumps(system.environment().to_json(), indent=2))
 print(gpus.unusable() or f"PyTorch uses {gpus.usable()} GPUs")
 import onnxruntime, torch
 print("onnxruntime", onnxruntime.__version__, onnxruntime.get_available_providers())

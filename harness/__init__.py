@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from harness.training.api import train
     from tune_spaces import Choice, Claim, Integer, LogUniform, Space, Uniform
 
-__version__ = "0.2.0"
-
 _WHERE = {
     "harness.config": ("BadInput", "Data", "Trial"),
     "harness.data.dataset": ("Decoded",),
@@ -48,6 +46,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("classifier-harness")
     for module, names in _WHERE.items():
         if name in names:
             return getattr(importlib.import_module(module), name)

@@ -6,7 +6,6 @@ run.trials, run.winner, run.files
 """
 
 import contextlib
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import STAGES, BadInput, Benchmark, Export, Strict, Tune
+from harness.config.command_line import check_not_shadowed
 from harness.config.keys import flatten
 from harness.search.checks import (
     check_before_start,
@@ -50,11 +50,15 @@ def tune(
     given = space if isinstance(space, SpaceType) else None
     values: dict[str, Any] = {"space": "notebook" if given else str(space)}  # open: values by dotted key
     values |= {name: value for name, value in (("run", run), ("stages", stages)) if value is not None}
+    check_not_shadowed()
     for name, section in sections.items():
         own = section.model_dump(exclude_unset=True) if isinstance(section, Strict) else section
-        values |= flatten(own, f"{name}.", keep_lists=True)
+        options = own.get("options", {})  # values of any form, mappings too
+        values |= flatten({**own, "options": {}}, f"{name}.", keep_lists=True)
+        values |= {f"{name}.options.{key}": value for key, value in options.items()}
     resolved = resolve(values, given)
-    if run_stages(resolved):
+    call = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    if run_stages(resolved, f"harness.tune({call})"):
         raise RuntimeError(f"a trial or a stage failed; see {resolved.run / 'run.log'}")
     return open_run(resolved.run)
 
@@ -93,14 +97,18 @@ def benchmark(run: Path | str, **settings: Any) -> "OpenRun":
 def _working_on(run: "RunDirectory") -> "Iterator[Progress]":
     from harness.run.progress import Progress
 
+    check_not_shadowed()
     progress = Progress(run.path / "run.log")
     with run.locked(), progress.live():
         yield progress
     progress.check_logged()
 
 
-def run_stages(resolved: Resolved) -> int:
-    """Check everything, then run the stages; returns the exit code. Raises BadInput where a check fails."""
+def run_stages(resolved: Resolved, command: str) -> int:
+    """Check everything, then run the stages; returns the exit code. `command` is recorded in run.json.
+
+    Raises BadInput where a check fails.
+    """
     from harness.data.dataset import load_dataset
     from harness.run.directory import RunDirectory
     from harness.run.progress import Progress
@@ -118,7 +126,8 @@ def run_stages(resolved: Resolved) -> int:
         )
     generator = TrialGenerator(resolved, data.fingerprint)
     check_trials(generator, run)
-    generator.search_trials()  # raises BadInput for equal variants and impossible grids
+    if not generator.asks_optuna:
+        generator.search_trials()  # raises BadInput for equal variants and impossible grids
     check_networks(resolved, generator, data)
     if config.dry_run:
         from harness.search.estimate import print_estimate
@@ -135,7 +144,7 @@ def run_stages(resolved: Resolved) -> int:
             nodes = stack.enter_context(cluster(config.resources))  # a wrong address fails before any file is written
             Allocation.of(config.resources, nodes, 1)
         stack.enter_context(run.locked())
-        _begin(resolved, generator, data, run, progress)
+        _begin(generator, data, run, command, progress)
         for stage in (stage for stage in STAGES if stage in config.stages):
             try:
                 with progress.live():
@@ -153,15 +162,14 @@ def run_stages(resolved: Resolved) -> int:
     return code
 
 
-def _begin(
-    resolved: Resolved, generator: TrialGenerator, data: "Dataset", run: "RunDirectory", progress: "Progress"
-) -> None:
+def _begin(generator: TrialGenerator, data: "Dataset", run: "RunDirectory", command: str, progress: "Progress") -> None:
     """Write run.json and remove corrupt trial records. Raises BadInput where trials were trained with other code."""
     from harness.run import gpus
 
+    resolved = generator.resolved
     config = resolved.config
     record = run_record(resolved, data, {record.variant for record in run.trials()}, run.configuration())
-    run.create(record, shlex.join(["python", "-m", "harness.tune", *sys.argv[1:]]))
+    run.create(record, command)
     progress.log = run.path / "run.log"
     progress.line(f"run {run.path}")
     if reason := gpus.unusable():

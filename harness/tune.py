@@ -11,6 +11,8 @@ what is missing runs. A value given here pins that parameter: it is not searched
 Exit codes: 0 all done; 1 a trial or a stage failed; 2 bad input; 130, 143 stopped by SIGINT, SIGTERM.
 """
 
+import functools
+import shlex
 import sys
 import types
 from typing import Any
@@ -31,7 +33,8 @@ sys.modules[__name__].__class__ = _AlsoTheFunction
 
 
 def main() -> int:
-    return command_line.run_command(Tune, pipeline.run_stages, __doc__ or "", resolve)
+    run = functools.partial(pipeline.run_stages, command=shlex.join(["python", "-m", "harness.tune", *sys.argv[1:]]))
+    return command_line.run_command(Tune, run, __doc__ or "", resolve)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """`from harness import ...`: what docs/python.md shows, and that importing it is light."""
 
 import re
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from conftest import TOP, command
+
+from harness.run.directory import RunDirectory
 
 PAGE = (TOP / "docs" / "python.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -44,6 +47,7 @@ def test_examples_of_a_run(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "label smoothing helps: " in done.stdout
     assert "model.onnx" in done.stdout
+    assert RunDirectory(tmp_path / "ablation").recorded().commands[0].startswith("harness.tune(space=")
 
 
 def test_a_network_of_ones_own_is_trained_and_continued(tmp_path):
@@ -65,9 +69,40 @@ def test_a_network_of_ones_own_is_trained_and_continued(tmp_path):
     assert [row["epoch"] for row in rows] == [0.5, 1.0, 1.5, 2.0]
     assert {row["lr"] for row in rows} == {Trial().optimizer.lr}
     assert not torch.equal(net[1].weight, first)
+    assert not net.training
     from safetensors.torch import load_file
 
     assert torch.equal(load_file(tmp_path / "model.safetensors")["1.weight"], net[1].weight.cpu())
+
+
+def test_another_network_does_not_continue_from_the_checkpoints_of_the_first(tmp_path):
+    """A network continues where it started from the same weights; one that starts from others is trained from them."""
+    import torch
+
+    from harness import Trial, train
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(row):
+        if row["epoch"] == 2:
+            raise Interrupted
+
+    images = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 3), dtype=np.uint8)
+    data = images, (images.mean((1, 2, 3)) > 127.5).astype(int)
+    trial = Trial(epochs=3, batch_size=10, checkpoint_seconds=0)
+
+    def network(weight):
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+        torch.nn.init.constant_(net[1].weight, weight)
+        torch.nn.init.zeros_(net[1].bias)
+        return net
+
+    with pytest.raises(Interrupted):
+        train(trial, data, model=network(0.0), folder=tmp_path / "run", callbacks=[interrupt])
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    assert [one.epoch for one in train(trial, data, model=network(0.0), folder=tmp_path / "run").continued] == [1]
+    assert train(trial, data, model=network(5.0), folder=tmp_path / "other").continued == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Folders and files of the user's beside this project's packages: they work, or are refused before anything starts."""
 
+import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from conftest import SMALL_RUN, SMALL_SPACE, TOP, command, records
 from harness.__main__ import VERBS
 from harness.config import BadInput, plugins
 from harness.config.plugins import load
+from harness.run.provenance import code_digest
 
 CONSOLE = Path(sys.executable).parent / "classifier-harness"
 
@@ -76,7 +79,9 @@ def test_the_wheel(tmp_path):
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True, capture_output=True)
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    for package in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if not (site / package.name).exists() and not re.match("classifier|__editable__", package.name):
+            (site / package.name).symlink_to(package)
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "export").mkdir(parents=True)
     (elsewhere / "space.py").write_text(SMALL_SPACE.read_text() + "import layers\n")
@@ -86,6 +91,11 @@ def test_the_wheel(tmp_path):
         done = console("tune", f"space={space}", "dry_run=true", cwd=elsewhere, program=program)
         assert done.returncode == 0, done.stderr
         assert "images/s" in done.stdout
+    arguments = ["space=space.py", "search.samples=1", "stages=[search,report]", "run=run", *SMALL_RUN[4:]]
+    done = console("tune", *arguments, cwd=elsewhere, program=program)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = records(elsewhere / "run")
+    assert record.environment.code == code_digest(record.config["architecture"])  # the same as of this checkout
     code = "import harness; print(harness.__file__)"
     found = subprocess.run([python, "-c", code], cwd=elsewhere, capture_output=True, text=True, check=True)
     assert found.stdout.startswith(str(site))
@@ -99,7 +109,6 @@ def test_a_space_imports_its_neighbour(tmp_path):
         "SPACE = Space(trial={'architecture': 'baseline'}, parameters={'optimizer.lr': Choice(RATES)})\n"
     )
     assert load("tune_spaces", str(tmp_path / "space.py"), "SPACE").parameters["optimizer.lr"].values == [0.1, 0.2]
-    assert "rates" not in sys.modules
 
 
 def test_two_files_may_have_neighbours_of_one_name(tmp_path):
@@ -118,6 +127,109 @@ def test_two_files_may_have_neighbours_of_one_name(tmp_path):
         )
         builds.append(load("architectures", str(folder / "net.py"), "build"))
     assert [build(10) for build in [*builds, *builds]] == [(8, 8), (16, 16)] * 2
+
+
+def test_loading_removes_nothing_that_was_imported(tmp_path, monkeypatch):
+    """Not the program that loads, nor its own neighbours, nor what is installed below the folder of the user's file."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "shared_layers.py").write_text("class Layer:\n    pass\n")
+    (tmp_path / "venv" / "lib").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "venv" / "lib")
+    (tmp_path / "venv" / "lib" / "installed_here.py").touch()
+    import installed_here  # noqa: F401
+    import shared_layers
+
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "script.py"))
+    before = dict(sys.modules)
+    (tmp_path / "net.py").write_text("from shared_layers import Layer\nbuild = lambda num_classes: Layer()\n")
+    assert type(load("architectures", str(tmp_path / "net.py"), "build")(10)) is shared_layers.Layer
+    assert {name: sys.modules.get(name) for name in before} == before
+
+
+def test_a_module_of_the_same_name_from_elsewhere_is_restored(tmp_path, monkeypatch):
+    other, own = tmp_path / "other", tmp_path / "own"
+    for folder in (other, own):
+        (folder / "blocks_of_both").mkdir(parents=True)
+        (folder / "blocks_of_both" / "sizes.py").write_text(f"WHERE = {folder.name!r}\n")
+        (folder / "module_of_both.py").write_text(f"WHERE = {folder.name!r}\n")
+    monkeypatch.syspath_prepend(other)
+    import blocks_of_both.sizes
+    import module_of_both
+
+    (own / "net.py").write_text(
+        "import blocks_of_both.sizes as sizes, module_of_both\n"
+        "def build(num_classes):\n"
+        "    import blocks_of_both.sizes as later\n"
+        "    return sizes.WHERE, module_of_both.WHERE, later.WHERE\n"
+    )
+    for _ in range(2):
+        assert load("architectures", str(own / "net.py"), "build")(10) == ("own", "own", "own")
+        assert sys.modules["module_of_both"] is module_of_both
+        assert sys.modules["blocks_of_both.sizes"] is blocks_of_both.sizes
+
+
+def test_methods_import_neighbours_and_pickle_finds_their_classes(tmp_path):
+    (tmp_path / "late_blocks.py").write_text("class Block:\n    pass\n")
+    (tmp_path / "net.py").write_text(
+        "from late_blocks import Block\n"
+        "class Net:\n"
+        "    def __init__(self, num_classes):\n"
+        "        self.block = Block()\n"
+        "    def forward(self):\n"
+        "        from later_blocks import SIZE\n"
+        "        return SIZE\n"
+        "build = Net\n"
+    )
+    (tmp_path / "later_blocks.py").write_text("SIZE = 3\n")
+    net = load("architectures", str(tmp_path / "net.py"), "build")(10)
+    assert net.forward() == 3
+    assert type(pickle.loads(pickle.dumps(net)).block) is type(net.block)
+
+
+def test_functions_of_a_users_file_compile_once(tmp_path, monkeypatch):
+    """What `forward` calls is the user's own function, which torch.compile can trace."""
+    import torch
+
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "def twice(x):\n"
+        "    return 2 * x\n"
+        "class Net(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return twice(x)\n"
+        "def build(num_classes):\n"
+        "    return Net()\n"
+    )
+    net = load("architectures", str(tmp_path / "net.py"), "build")(10)
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(net, backend=count, fullgraph=True)
+    for _ in range(3):
+        assert compiled(torch.ones(2)).tolist() == [2, 2]
+        monkeypatch.setitem(sys.modules, f"another_module_{len(sys.modules)}", sys)
+    assert len(graphs) == 1
+
+
+@pytest.mark.slow
+def test_workers_import_from_where_the_command_does(tmp_path):
+    """A network that imports from the current folder, as `python -m` does."""
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "sizes.py").write_text("HIDDEN = [8]\n")
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "net.py").write_text(
+        "from architectures import baseline\n"
+        "from library.sizes import HIDDEN\n"
+        "def build(num_classes, input_size=32):\n"
+        "    return baseline.build(num_classes, input_size=input_size)\n"
+    )
+    arguments = [*SMALL_RUN, "trial.architecture=nets/net.py", "search.samples=1", "stages=[search]"]
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [record.status for record in records(tmp_path / "run")] == ["finished"]
 
 
 def test_a_neighbour_with_the_name_of_a_package_is_refused(tmp_path):

@@ -164,5 +164,5 @@ def test_later_trials_are_faster(own_features):
     seconds = {}
     for name, changes in (("first", {}), ("later", {}), ("plain", {"cache_features": False})):
         timing = train_job(TrainingJob(config.model_copy(update=changes), data)).timing
-        seconds[name] = timing["train_seconds"] + timing["validate_seconds"]
+        seconds[name] = timing.train_seconds + timing.validate_seconds
     assert seconds["later"] < seconds["plain"] / 3

@@ -1,6 +1,5 @@
 """Runs that are stopped, killed or cut short, and a cluster: whole commands, so all of them are slow."""
 
-import contextlib
 import json
 import os
 import signal
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL_RUN, command, records
+
+from benchmarks.sweeps import training_workers
 
 pytestmark = pytest.mark.slow
 
@@ -147,11 +148,9 @@ def test_a_worker_that_dies_is_started_again(tmp_path):
         running = [p.parent for p in run.glob("trials/*/history.csv") if not (p.parent / "trial.json").exists()]
         assert len(running) <= 1  # resources.concurrency
         ready = bool(early_checkpoints(run))
-        for child in psutil.Process(process.pid).children(recursive=True) if ready else []:
-            with contextlib.suppress(psutil.Error):  # processes come and go
-                if " ".join(child.cmdline()).startswith("ray::Worker"):
-                    child.kill()
-                    killed = True
+        for worker in training_workers(psutil.Process(process.pid).children(recursive=True)) if ready else []:
+            worker.kill()
+            killed = True
         time.sleep(0.05)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output

@@ -3,10 +3,13 @@
 import ast
 import json
 import re
+import tempfile
+from pathlib import Path
 
 import pytest
 from conftest import TOP, command
 
+from harness.config import plugins
 from harness.run.provenance import code_digest, code_files, meaning_digest
 
 FILES = [name for name in code_files("final") if name.endswith((".py", ".cpp"))]
@@ -70,12 +73,13 @@ def mutated(source: str, suffix: str) -> str | None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_comment_leaves_a_run_continuable_and_an_operation_does_not(name):
     source, suffix = (TOP / name).read_text(), name[name.rfind(".") :]
-    assert meaning_digest(reworded(source, suffix), suffix) == meaning_digest(source, suffix)
+    digest = meaning_digest(source.encode(), suffix)
+    assert meaning_digest(reworded(source, suffix).encode(), suffix) == digest
     changed = mutated(source, suffix)
     if changed is None:
         assert name.endswith("__init__.py")  # a docstring and imports
     else:
-        assert meaning_digest(changed, suffix) != meaning_digest(source, suffix)
+        assert meaning_digest(changed.encode(), suffix) != digest
 
 
 TRAIN = """
@@ -100,18 +104,70 @@ def test_every_module_that_training_imports_counts(tmp_path):
     assert loaded - AROUND <= set(FILES)
 
 
-def test_a_neighbour_of_the_users_network_counts(tmp_path):
-    (tmp_path / "layers.py").write_text("WIDTH = 8\n")
-    (tmp_path / "net.py").write_text("from layers import WIDTH\n\n\ndef build(num_classes):\n    return WIDTH\n")
-    before = code_digest(str(tmp_path / "net.py"))
-    assert {"architectures/net.py", "architectures/layers.py"} <= set(code_files(str(tmp_path / "net.py")))
-    (tmp_path / "layers.py").write_text("# eight\nWIDTH = 8  # filters\n")
-    assert code_digest(str(tmp_path / "net.py")) == before
-    (tmp_path / "layers.py").write_text("WIDTH = 9\n")
-    assert code_digest(str(tmp_path / "net.py")) != before
+def files_of_user(folder: Path, files: dict[str, str], root: str = "net.py") -> set[str]:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return {name.removeprefix("user/") for name in code_files(str(folder / root)) if name.startswith("user/")}
+
+
+def test_neighbours_of_the_users_network_count(tmp_path):
+    """Also inside packages, and under names that this project's files have too."""
+    files = {
+        "net.py": "from layers import WIDTH\nimport pack.model\n",
+        "layers.py": "WIDTH = 8\n",
+        "pack/__init__.py": "from .blocks import Block\n",
+        "pack/blocks.py": "Block = 1\n",
+        "pack/model.py": "from pack.deep import layers\nfrom typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    import unused\nelse:\n    import used\n",
+        "pack/deep/__init__.py": "",
+        "pack/deep/layers.py": "from .. import other\n",
+        "pack/other.py": "",
+        "used.py": "",
+    }
+    assert files_of_user(tmp_path, files | {"unused.py": ""}) == set(files)
+    for name in files:
+        before = code_digest(str(tmp_path / "net.py"))
+        (tmp_path / name).write_text("# a comment\n" + files[name])
+        assert code_digest(str(tmp_path / "net.py")) == before, name
+        (tmp_path / name).write_text(files[name] + "ANOTHER = 1\n")
+        assert code_digest(str(tmp_path / "net.py")) != before, name
+    assert files_of_user(tmp_path, {"final.py": "from architectures import final\n"}, "final.py") == {"final.py"}
+
+
+def test_neighbours_that_appear_vanish_or_cannot_be_parsed(tmp_path):
+    net = {"net.py": "try:\n    import old, gone\nexcept Exception:\n    pass\n"}
+    assert files_of_user(tmp_path, net) == {"net.py"}
+    assert files_of_user(tmp_path, net | {"old.py": "print 'Python 2'\n", "gone.py": ""}) == {*net, "old.py", "gone.py"}
+    (tmp_path / "gone.py").unlink()
+    assert files_of_user(tmp_path, {}) == {*net, "old.py"}
+    for source in ("\ufeffWIDTH = 8\n".encode(), "# coding: latin-1\nNAME = 'é'\n".encode("latin-1"), b"\xff"):
+        (tmp_path / "old.py").write_bytes(source)
+        assert files_of_user(tmp_path, {}) == {*net, "old.py"}
+
+
+def test_a_file_in_the_checkout_has_neighbours_too():
+    """By path: outside this project's packages it is the user's."""
+    with tempfile.TemporaryDirectory(dir=TOP, prefix=".test-") as folder:
+        assert files_of_user(Path(folder), {"net.py": "import layers\n", "layers.py": ""}) == {"net.py", "layers.py"}
+
+
+def test_the_classes_of_a_given_network_count(tmp_path):
+    import torch
+    import torchvision
+
+    (tmp_path / "layers_of_net.py").write_text("import torch\nclass Layer(torch.nn.Module):\n    pass\n")
+    (tmp_path / "net.py").write_text("from layers_of_net import Layer\nbuild = lambda num_classes: Layer()\n")
+    layer = plugins.load("architectures", str(tmp_path / "net.py"), "build")(10)
+    network = torch.nn.Sequential(layer, torchvision.models.resnet18())
+    own = {name for name in code_files("", network) if name.startswith("user/")}
+    assert own == {"user/layers_of_net.py", "user/resnet.py"}
+    before = code_digest("", network)
+    (tmp_path / "layers_of_net.py").write_text((tmp_path / "layers_of_net.py").read_text() + "A = 1\n")
+    assert code_digest("", network) != before
 
 
 def test_help_texts_do_not_count():
-    source = 'epochs: int = Field(10, description="at most")'
-    assert meaning_digest(source.replace("at most", "no more"), ".py") == meaning_digest(source, ".py")
-    assert meaning_digest(source.replace("10", "11"), ".py") != meaning_digest(source, ".py")
+    source = b'epochs: int = Field(10, description="at most")'
+    assert meaning_digest(source.replace(b"at most", b"no more"), ".py") == meaning_digest(source, ".py")
+    assert meaning_digest(source.replace(b"10", b"11"), ".py") != meaning_digest(source, ".py")

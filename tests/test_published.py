@@ -1,5 +1,6 @@
 """docs/published.md says what the trials under benchmarks/results say, to the last digit."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,8 +13,10 @@ from conftest import run_record
 from harness.config.keys import merge, nested
 from harness.config.plugins import load
 from harness.reporting.page import accuracy_on_test, findings_of, variants_of
+from harness.run import storage
 from harness.run.directory import RunDirectory
-from harness.run.records import TRIAL_FILE, TrialRecord
+from harness.run.manifest import Manifest
+from harness.run.records import TRIAL_FILE, Recommendation, TrialRecord
 from harness.search.resolution import load_space, resolve
 from harness.stats.intervals import Estimate, welch
 from harness.stats.ranking import rank
@@ -28,6 +31,22 @@ FIRST, NARROWED, PILOT, WARMED = (
 )
 PAGE = TOP / "docs" / "published.md"
 SPACE = load("tune_spaces", "published", "SPACE")
+
+
+READ_AS = {"trial": TrialRecord, "manifest": Manifest, "verdict": Recommendation}
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.*")), ids=lambda path: str(path.relative_to(RESULTS)))
+def test_every_result_reads(path):
+    if path.suffix == ".csv":
+        assert len(pd.read_csv(path))
+    elif path.suffix == ".json":
+        value = json.loads(path.read_text())
+        assert value
+        if path.stem in READ_AS:
+            seal = value.pop("sha256", None)
+            assert READ_AS[path.stem].model_validate(value).to_json() == value
+            assert seal is None or storage.read_json(path) == value
 
 
 def sentences(space: Space, records: list[TrialRecord]) -> list[str]:

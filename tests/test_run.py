@@ -3,6 +3,7 @@
 import html.parser
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -180,10 +181,25 @@ def test_the_same_command_runs_only_what_is_missing(small_run):
     assert others == {k: before[k] for k in others}
 
 
+def test_records_of_another_version_are_left_alone(small_run, tmp_path):
+    """They are intact: what this version cannot read, it neither ignores nor removes."""
+    run = tmp_path / "run"
+    shutil.copytree(small_run[0], run)
+    for file, changes in (
+        (next(run.glob("trials/*/trial.json")), {"status": "paused"}),
+        (run / "run.json", {"data": 1}),
+    ):
+        storage.write_json(file, storage.read_json(file) | changes)
+        before = written(run)
+        for arguments in (SMALL_RUN, ("-m", "harness.report", "run")):
+            done = command(*arguments, cwd=tmp_path)
+            assert done.returncode == 2, done.stdout + done.stderr
+            assert f"{file}: another version of this project wrote it ({next(iter(changes))}: " in done.stderr
+        assert written(run) == before
+
+
 def test_results_go_on_without_their_weights(small_run, tmp_path):
     """Trials and their table alone, as results are passed on: nothing runs again, but what needs weights says so."""
-    import shutil
-
     weights = shutil.ignore_patterns(WEIGHTS_FILE)
     shutil.copytree(small_run[0] / "trials", tmp_path / "run" / "trials", ignore=weights)
     shutil.copy(small_run[0] / "trials.csv", tmp_path / "run")
@@ -240,7 +256,7 @@ def test_trials_of_other_code_are_refused_unless_accepted(tmp_path):
     arguments[-2] = "search.samples=2"
     refused = command(*arguments, cwd=tmp_path)
     assert refused.returncode == 2
-    assert f"architectures/net.py changed since trials {before.id} were trained" in refused.stderr
+    assert f"user/net.py changed since trials {before.id} were trained" in refused.stderr
     assert records(tmp_path / "run") == [before]
     accepted = command(*arguments, "other_code=true", cwd=tmp_path)
     assert accepted.returncode == 0, accepted.stderr

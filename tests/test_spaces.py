@@ -1,6 +1,7 @@
 """Every space of the folder is sound, and draws are what they promise."""
 
 import dataclasses
+import json
 
 import pytest
 from conftest import run_record
@@ -197,6 +198,13 @@ def test_run_directory_does_not_depend_on_spelling():
     other = resolve({"space": "quick", "trial.optimizer.lr": "0.001", "trial.epochs": "3"})
     assert one.run == other.run
     assert one.pinned == {"epochs": 3, "optimizer.lr": 1e-3}
+
+
+def test_values_of_options_are_as_given():
+    """Mappings are values too; tuples are the lists that run.json will hold, so that the same call continues."""
+    resolved = resolve({"space": "quick", "trial.options.parts": {"depth": 3}, "trial.options.hidden": (8,)})
+    assert resolved.pinned == {"options.parts": {"depth": 3}, "options.hidden": [8]}
+    assert resolved.identity == json.loads(json.dumps(resolved.identity))
 
 
 def test_variants_that_are_the_same_are_refused(tmp_path):

@@ -10,9 +10,8 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,19 +64,18 @@ def load(package: str, name: str, attribute: str, *default: Any) -> Any:
     """
     path = source(package, name)
     subject = f"{KEYS[package]}={name}"
+    own = name.endswith(".py")
     try:
-        module = _from_path(path) if name.endswith(".py") else importlib.import_module(f"{package}.{name}")
+        module = _executed(path, path.stat().st_mtime_ns) if own else importlib.import_module(f"{package}.{name}")
     except Exception as error:
         raise BadInput(f"{subject}: cannot be loaded: {type(error).__name__}: {error}; fix {path}") from error
     if not default and not hasattr(module, attribute):
         raise BadInput(
             f"{subject}: {path} has no `{attribute}`; see a file of {package.replace('.', '/')}/ for the form"
         )
-    return getattr(module, attribute, *default)
-
-
-def _from_path(path: Path) -> ModuleType:
-    return _executed(path, path.stat().st_mtime_ns)
+    value = getattr(module, attribute, *default)
+    # A function of the user's may import a neighbour when it is called.
+    return _neighbours(path.parent).around(value) if own and callable(value) else value
 
 
 @functools.lru_cache(maxsize=64)
@@ -89,65 +87,82 @@ def _executed(path: Path, _changed: int) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look modules up there
-    neighbours = Neighbours(path.parent)
     try:
-        with neighbours:
+        with _neighbours(path.parent).found_first():
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
-    for attribute, value in list(vars(module).items()):
-        if inspect.isfunction(value) and neighbours.is_here(Path(value.__code__.co_filename)):
-            # The function may import a neighbour when it is called.
-            setattr(module, attribute, neighbours.around(value))
     return module
 
 
 class Neighbours:
-    """The modules beside a user's file. While code of that file runs, imports find them first; afterwards they are
-    removed from sys.modules, so that files in different folders may each have a neighbour of the same name."""
+    """The modules beside a user's file.
+
+    While `found_first`, imports find them before modules of the same name from elsewhere, which are restored at the
+    end: files in different folders may each have a neighbour of one name. Afterwards the folder is the last of
+    sys.path, where it hides nothing, and neighbours whose names collide with none stay in sys.modules: methods may
+    import them later, and pickle finds their classes.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.own: dict[str, ModuleType] = {}
-        self.depth = 0
+        self.own: dict[str, ModuleType] = {}  # those whose names collide
+        for package in PACKAGES:  # once imported, no neighbour can take their place
+            importlib.import_module(package)
 
-    def __enter__(self) -> None:
-        self.depth += 1
-        if self.depth > 1:
-            return
-        self.hidden = {name: sys.modules[name] for name in self.own if name in sys.modules}
+    @contextlib.contextmanager
+    def found_first(self) -> Iterator[None]:
+        colliding = self._colliding()
+        hidden = _taken_out(colliding)
         sys.modules.update(self.own)
         sys.path.insert(0, str(self.folder))
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ValueError):  # the user's code may change sys.path too
+                sys.path.remove(str(self.folder))
+            if str(self.folder) not in sys.path:
+                sys.path.append(str(self.folder))
+            self.own |= _taken_out(colliding)
+            sys.modules.update(hidden)
 
-    def __exit__(self, *_: object) -> None:
-        self.depth -= 1
-        if self.depth:
-            return
-        sys.path.remove(str(self.folder))
-        for name, module in list(sys.modules.items()):
-            file = getattr(module, "__file__", None)
-            if file and not name.startswith("user_") and self.is_here(Path(file)):
-                self.own[name] = sys.modules.pop(name)
-        sys.modules.update(self.hidden)
-
-    def is_here(self, file: Path) -> bool:
-        """Whether `file` lies beside the user's file and is neither this project's nor an installed package's."""
-        inside = file.is_relative_to(self.folder) and "site-packages" not in file.parts
-        return inside and not any(file.is_relative_to(TOP / package) for package in PACKAGES)
+    def _colliding(self) -> set[str]:
+        """Top-level names of imported modules from elsewhere that a module here has too."""
+        found = set()
+        for path in self.folder.iterdir():
+            name = path.name.removesuffix(".py")
+            module = sys.modules.get(name)
+            if module is None or name in sys.stdlib_module_names or name in PACKAGES:
+                continue
+            file, places = getattr(module, "__file__", None), list(getattr(module, "__path__", []))
+            is_here = any(Path(place).resolve() == path.resolve() for place in [*filter(None, [file]), *places[:1]])
+            # A folder without __init__.py, a namespace package, gives way to any other module.
+            is_module = path.suffix == ".py" or (path / "__init__.py").is_file() or (path.is_dir() and not file)
+            if is_module and not is_here:
+                found.add(name)
+        return found
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
+        @functools.wraps(function, updated=())
         def called(*arguments: Any, **named: Any) -> Any:
-            with self:
+            with self.found_first():
                 return function(*arguments, **named)
 
         return called
 
 
+_neighbours = functools.cache(Neighbours)
+
+
+def _taken_out(tops: set[str]) -> dict[str, ModuleType]:
+    """Remove the modules of these top-level names from sys.modules; returns them."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in tops}
+
+
 def _check_neighbours(path: Path) -> None:
     """Raises BadInput where a user's file imports a name that both a neighbour and a package of this project have."""
-    if path.is_relative_to(TOP):
+    if path.parent == TOP:
         return
     for name in PACKAGES:
         for neighbour in (path.parent / name, path.parent / f"{name}.py"):

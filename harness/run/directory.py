@@ -60,11 +60,11 @@ class RunDirectory:
         """run.json, or its copy if run.json is corrupt; None for a new run. Raises BadInput where both are corrupt."""
         if not self.configuration_file.is_file():
             return None
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(storage.Corrupt):
             return RunRecord.read(self.configuration_file)
         try:
             found = RunRecord.read(self._copy)
-        except (OSError, ValueError) as error:
+        except (OSError, storage.Corrupt) as error:
             raise BadInput(f"run={self.path}: run.json and its copy are corrupt ({error}); give run=NEW") from error
         self.notice(f"{self.configuration_file}: is corrupt; using run.copy.json")
         return found
@@ -121,7 +121,7 @@ class RunDirectory:
         for path in sorted((self.path / "trials").glob(f"*/{TRIAL_FILE}")):
             try:
                 records.append(read_trial(path.parent))
-            except ValueError:
+            except storage.Corrupt:
                 self.notice(f"{path}: is corrupt; the trial must run again")
         return records
 

@@ -17,7 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-TOP = Path(__file__).parent.parent.parent
+from harness.config import plugins
+from harness.config.plugins import TOP
+
 ROOT = "harness/training/loop.py"  # what a trial runs
 LOADED_BY_NAME = ("harness/data/datasets/*.py", "harness/cpu_kernels/*.cpp")  # no import statement names these
 
@@ -31,78 +33,118 @@ def trial_id(config: Mapping[str, Any], seed: int, fingerprint: str) -> str:
 
 def code_digest(architecture: str, network: object = None) -> str:
     """Of all code that decides what a trial of that architecture (a name or FILE.py) computes; or one of a `network`
-    that was given instead, whose class's file counts."""
+    that was given instead, of whose classes the files count."""
     return "v2:" + hashlib.sha256(json.dumps(code_files(architecture, network)).encode()).hexdigest()[:16]
 
 
 def code_files(architecture: str, network: object = None) -> dict[str, str]:
-    """Digest of each of these files, by its path; files of the user by their name."""
-    own = Path(architecture) if architecture.endswith(".py") else TOP / "architectures" / f"{architecture}.py"
-    if network is not None:
-        with contextlib.suppress(OSError, TypeError):  # a class that was typed into a notebook has no file
-            own = Path(inspect.getfile(type(network)))
-    files = {str(path.relative_to(TOP)): path for path in _modules_of_training()}
-    for path in _with_imports([own]) if own.is_file() else []:
-        is_ours = path.is_relative_to(TOP) and path != own
-        files[str(path.relative_to(TOP)) if is_ours else f"architectures/{path.name}"] = path
+    """Digest of each of these files, by its path; files of the user are below `user/`."""
+    files = {_name(path, TOP): path for path in _modules_of_training()}
+    for roots, folder in _of_network(network) if network is not None else [_of_architecture(architecture)]:
+        files |= {_name(path, folder): path for path in _with_imports(roots, folder)}
     return {name: _digest_of_file(path, path.stat().st_mtime_ns) for name, path in sorted(files.items())}
+
+
+Roots = tuple[list[Path], Path]  # files, and the folder in which their imports are found
+
+
+def _of_architecture(architecture: str) -> Roots:
+    if architecture.endswith(".py"):
+        path = Path(architecture).expanduser().absolute()
+        return [path], path.parent
+    return _found(TOP, f"architectures.{architecture}"), TOP
+
+
+def _of_network(network: Any) -> Iterator[Roots]:
+    """The files of the classes of a network and its layers. Those of installed packages count without their imports."""
+    for kind in {type(layer): None for layer in network.modules()}:
+        with contextlib.suppress(OSError, TypeError):  # a class that was typed into a notebook has no file
+            path = Path(inspect.getfile(kind)).absolute()
+            depth = kind.__module__.count(".") + (path.name == "__init__.py")
+            if not {"site-packages", "dist-packages"} & set(path.parts):
+                yield _found(path.parents[depth], kind.__module__) or [path], path.parents[depth]
+            elif not kind.__module__.startswith("torch."):  # its version is recorded
+                yield [path], path
+
+
+def _name(path: Path, folder: Path) -> str:
+    if _is_ours(path):
+        return str(path.relative_to(TOP))
+    return f"user/{path.relative_to(folder) if path != folder else path.name}"
+
+
+def _is_ours(path: Path) -> bool:
+    return any(path.is_relative_to(TOP / package) for package in plugins.PACKAGES)
 
 
 @cache
 def _modules_of_training() -> list[Path]:
     loaded = [path for pattern in LOADED_BY_NAME for path in sorted(TOP.glob(pattern))]
-    return _with_imports([TOP / ROOT, *loaded])
+    return _with_imports([TOP / ROOT, *loaded], TOP)
 
 
-def _with_imports(paths: list[Path]) -> list[Path]:
-    """These files and all of this project, or beside them, that they import."""
+def _with_imports(roots: list[Path], folder: Path) -> list[Path]:
+    """These files and all of this project, or below `folder`, that they import."""
     found: dict[Path, None] = {}
-    pending = list(paths)
+    pending = list(roots)
     while pending:
         path = pending.pop()
-        if path not in found:
-            found[path] = None
-            if path.suffix == ".py":
-                pending += _imports(path, path.stat().st_mtime_ns)
+        if path in found or not path.is_file():
+            continue
+        found[path] = None
+        for level, name in _imported_names(path, path.stat().st_mtime_ns) if path.suffix == ".py" else ():
+            if level:
+                pending += _found(path.parents[level - 1], name)
+            elif name.split(".")[0] in plugins.PACKAGES:
+                pending += _found(TOP, name)
+            elif folder not in (TOP, path):
+                pending += _found(folder, name)
+        pending = [one for one in pending if _is_ours(one) or one.is_relative_to(folder)]
     return list(found)
 
 
-@cache
-def _imports(path: Path, _changed: int) -> list[Path]:
-    """Files that a module imports: packages on the way to a module are executed too."""
-    names = list(_imported_names(ast.parse(path.read_bytes())))
+def _found(folder: Path, name: str) -> list[Path]:
+    """The files that importing a dotted name executes: packages on the way to a module too."""
     files: list[Path] = []
-    for folder in dict.fromkeys([path.parent, TOP] if not path.is_relative_to(TOP) else [TOP]):
-        for name in names:
-            parts = name.split(".")
-            for depth in range(1, len(parts) + 1):
-                place = folder.joinpath(*parts[:depth])
-                files += [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
+    place = folder
+    for part in name.split("."):
+        files += [file for file in (place / f"{part}.py", place / part / "__init__.py") if file.is_file()]
+        place /= part
     return files
 
 
-def _imported_names(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of modules, and of what is taken from them, which may be modules; those for type checkers aside."""
+@cache
+def _imported_names(path: Path, _changed: int) -> list[tuple[int, str]]:
+    """(number of leading dots, dotted name of a module or of what is taken from one) of each import."""
+    with contextlib.suppress(SyntaxError, ValueError):  # importing the file fails too
+        return list(_imports(ast.parse(path.read_bytes())))
+    return []
+
+
+def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            continue
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.level, ".".join(filter(None, [node.module, alias.name]))) for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            yield from _imports(ast.Module(node.orelse, []))
         else:
-            yield from _imported_names(node)
+            yield from _imports(node)
 
 
 @cache
 def _digest_of_file(path: Path, _changed: int) -> str:
-    return meaning_digest(path.read_text(), path.suffix)
+    return meaning_digest(path.read_bytes(), path.suffix)
 
 
-def meaning_digest(source: str, suffix: str) -> str:
+def meaning_digest(source: bytes, suffix: str) -> str:
     """Of Python (`.py`) or C++ source: equal for two that differ in comments, docstrings or formatting alone."""
-    meaning = repr(_meaning(ast.parse(source))) if suffix == ".py" else _without_comments(source)
-    return hashlib.sha256(meaning.encode()).hexdigest()[:16]
+    meaning = source
+    with contextlib.suppress(SyntaxError, ValueError):  # no Python, or not UTF-8
+        text = repr(_meaning(ast.parse(source))) if suffix == ".py" else _without_comments(source.decode())
+        meaning = text.encode()
+    return hashlib.sha256(meaning).hexdigest()[:16]
 
 
 def _meaning(node: Any) -> Any:

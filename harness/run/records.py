@@ -209,7 +209,7 @@ class Recommendation(JsonFile):
 
     id: str
     batch_size: int
-    scope: str
+    scope: str = ""
     latency: str = ""
     asked: str = ""
     noise: list[float] = Field(default_factory=list)
@@ -230,13 +230,16 @@ def write_trial(folder: Path, record: TrialRecord) -> TrialRecord:
 
 
 def read_trial(folder: Path) -> TrialRecord:
-    """Read the record of a trial that ended. Raises ValueError where it is corrupt."""
+    """Read the record of a trial that ended. Raises Corrupt, or BadInput where another version wrote it."""
     return TrialRecord.read(folder / TRIAL_FILE)
 
 
 def read_if_ended(folder: Path) -> TrialRecord | None:
-    """Read the record of a trial; None if the trial has not ended or its record is corrupt."""
-    with contextlib.suppress(OSError, ValueError):
+    """Read the record of a trial; None if the trial has not ended or its record is corrupt.
+
+    Raises BadInput where another version wrote it.
+    """
+    with contextlib.suppress(OSError, storage.Corrupt):
         return read_trial(folder)
     return None
 

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.config import BadInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +27,10 @@ Json = dict[str, Any]
 
 class StorageError(OSError):
     """The disk refuses a write: it is full, over quota or read-only, or the file is too large."""
+
+
+class Corrupt(ValueError):
+    """A file is not as it was written."""
 
 
 class Superseded(BaseException):
@@ -109,11 +115,11 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def read_json(path: Path) -> Json:
-    """Read a file of `write_json`. Raises ValueError where its SHA-256 does not match."""
+    """Read a file of `write_json`. Raises Corrupt where its SHA-256 does not match."""
     content = path.read_bytes()
     body, _, seal = content.rpartition(_SEAL)
     if seal != hashlib.sha256(body).hexdigest().encode() + b'"\n}\n':
-        raise ValueError(f"{path}: SHA-256 mismatch: corrupt or edited")
+        raise Corrupt(f"{path}: SHA-256 mismatch: corrupt or edited")
     value = json.loads(content)
     del value["sha256"]
     return dict(value)
@@ -126,8 +132,14 @@ class JsonFile(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the file. Raises ValueError where it is corrupt, OSError where it cannot be read."""
-        return cls.model_validate(read_json(path))
+        """Read the file. Raises Corrupt, OSError where it cannot be read, BadInput where another version wrote it."""
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            reason = f"{field}: {first['msg'][0].lower()}{first['msg'][1:]}"
+            raise BadInput(f"{path}: another version of this project wrote it ({reason}); use that version") from error
 
     def to_json(self) -> Json:
         """The fields that were set explicitly."""

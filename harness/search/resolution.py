@@ -90,7 +90,8 @@ def resolve(values: Mapping[str, Any], own_space: Space | None = None) -> Resolv
         given["resources.address"] = address
     config = build_config(Tune, merge(defaults, nested(given)))
     own = flatten(config.trial.model_dump(mode="json", exclude={"options"}), keep_lists=True)
-    own |= {f"options.{name}": value for name, value in config.trial.options.items()}
+    options = config.trial.model_dump(mode="json")["options"]  # as recorded: tuples are lists
+    own |= {f"options.{name}": value for name, value in options.items()}
     pinned = {key: own[key] for key in sorted(k.removeprefix("trial.") for k in given if k.startswith("trial."))}
     return Resolved(config, _without(space, pinned, config), pinned, own_space)
 

@@ -8,7 +8,6 @@ trials that were stopped or whose process died. So resuming a run needs no state
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from harness.search.cluster import cluster, scratch
@@ -19,7 +18,7 @@ with warnings.catch_warnings():
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 
-    from harness.search.worker import TrialWorker
+    from harness.search.worker import TrialWorker, call_with_paths, own_paths
 
 from harness.config import Resources, Search, Trial
 from harness.run import gpus, system
@@ -107,8 +106,8 @@ class TrialRunner:
 
         def where_a_trial_runs(function: Callable[..., Json], *arguments: object) -> Json:
             request = self.allocation.request
-            task = ray.remote(num_cpus=request["cpu"], num_gpus=request["gpu"], max_calls=1)(function)
-            return dict(ray.get(task.remote(*arguments)))
+            task = ray.remote(num_cpus=request["cpu"], num_gpus=request["gpu"], max_calls=1)(call_with_paths)
+            return dict(ray.get(task.remote(own_paths(), function, *arguments)))
 
         machine = None
         if not self.resources.address:
@@ -132,7 +131,7 @@ class TrialRunner:
             checkpoint_bytes=self.resources.checkpoint_gib * 2**30 / self.allocation.at_once,
             labels=spec.labels(),
         )
-        how = {"threads": self.allocation.threads, "timeout": self.resources.timeout_seconds, "folder": str(Path.cwd())}
+        how = {"threads": self.allocation.threads, "timeout": self.resources.timeout_seconds, "paths": own_paths()}
         return {"job": job.to_json(), **how}
 
     def fit(self, searcher: Any, specs: dict[str, TrialSpec], total: int, scheduler: bool) -> None:

@@ -5,10 +5,11 @@ import faulthandler
 import gc
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -30,6 +31,25 @@ class Preempted(BaseException):
     """SIGTERM arrived while a trial was running."""
 
 
+def own_paths() -> Json:
+    """The working directory of this process and the folders from which it imports."""
+    return {"folder": str(Path.cwd()), "imports": [str(Path(place).absolute()) for place in sys.path]}
+
+
+def take_paths(paths: Json) -> None:
+    """Work in the folder of another process (`own_paths`), and import also from where it does: last, so that nothing
+    there hides a package of this project."""
+    with contextlib.suppress(OSError):  # may be missing on this node
+        os.chdir(paths["folder"])
+    sys.path += [place for place in paths["imports"] if place not in sys.path]
+
+
+def call_with_paths(paths: Json, function: Callable[..., Json], *arguments: object) -> Json:
+    """Call the function after `take_paths`."""
+    take_paths(paths)
+    return function(*arguments)
+
+
 class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
     """Runs one trial after another in the same process; a step runs to the next validation.
 
@@ -49,8 +69,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
             before(number, frame)  # type: ignore[operator, misc]
 
         signal.signal(signal.SIGTERM, terminate)
-        with contextlib.suppress(OSError):  # the driver's working directory, for relative paths; may be missing here
-            os.chdir(config["folder"])
+        take_paths(config["paths"])
         # The start-up time of a process is booked to its first trial.
         age = time.time() - psutil.Process().create_time()
         timers = Timers("worker start", time.perf_counter() - age)

@@ -37,7 +37,8 @@ def train(
     test split. The validation split is drawn from the training images. `model`: a network [N, 3, H, W] -> logits
     [N, classes] to train, from its weights, instead of `trial.architecture`; at the end it holds the kept weights, in
     eval mode on its original device. `folder`: where trial.json, history.csv, model.safetensors and the checkpoints
-    for resuming an interrupted training are written; None writes nothing. Raises BadInput for data that cannot be
+    for resuming an interrupted training are written; None writes nothing. A `model` resumes only where it has the same
+    layers and starts from the same weights as before. Raises BadInput for data that cannot be
     trained on; a failed trial returns a record with `status` and `error`.
     """
     dataset = None

@@ -233,6 +233,7 @@ def _finish(job: TrainingJob, record: TrialRecord, kept: "KeptWeights", setup: T
         record.metrics.test_accuracy, record.metrics.test_loss = test_accuracy, test_loss
     if job.network is not None:
         job.network.load_state_dict(kept.weights)
+        job.network.eval()
     if job.folder is not None:
         record.weights_sha256 = checkpoints.save_weights(job.folder / WEIGHTS_FILE, kept.weights)
 

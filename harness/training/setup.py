@@ -15,6 +15,7 @@ from harness.data.dataset import Dataset
 from harness.run import gpus, system
 from harness.run.provenance import code_digest
 from harness.run.records import TrialEnvironment, TrialRecord
+from harness.run.storage import Json
 from harness.training import execution
 from harness.training.checkpointing import Checkpointer
 from harness.training.evaluation import EVALUATION_BATCH, Evaluation
@@ -118,7 +119,7 @@ def _images(job: TrainingJob, device: torch.device) -> tuple[Dataset, dict[str, 
 
 def _checkpointer(job: TrainingJob, plan: ExecutionPlan, data: Dataset, code: str) -> Checkpointer:
     """A Checkpointer for this job only: its configuration, seed, images, code, versions and plan."""
-    depends_on = {
+    depends_on: Json = {
         "config": job.config.model_dump(mode="json", exclude={"checkpoint_seconds"}),
         "seed": job.seed,
         "fingerprint": data.fingerprint,
@@ -126,7 +127,18 @@ def _checkpointer(job: TrainingJob, plan: ExecutionPlan, data: Dataset, code: st
         "versions": system.environment().versions,
         "plan": vars(plan),
     }
+    if job.network is not None:
+        depends_on["network"] = _digest_of(job.network)
     return Checkpointer(job.folder, job.config.checkpoint_seconds, job.checkpoint_bytes, depends_on)
+
+
+def _digest_of(network: nn.Module) -> str:
+    """Of a network's layers and weights."""
+    digest = hashlib.sha256(repr(network).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def untrained_network(job: TrainingJob, data: Dataset, *, restoring: bool = False) -> nn.Module:
