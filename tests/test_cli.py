@@ -1,5 +1,6 @@
 """The grammar of the command line, its help and its errors."""
 
+import importlib
 import time
 
 import pytest
@@ -96,13 +97,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, tmp_path, monkeypat
     import re
     import sys
 
-    from harness.pipeline import run_stages
-    from harness.search.resolution import resolve
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["harness.tune", *arguments.split()])
     started = time.perf_counter()
-    assert command_line.run_command(Tune, run_stages, "", resolve) == 2
+    assert importlib.import_module("harness.tune").main() == 2
     assert time.perf_counter() - started < 5
     output = capsys.readouterr()
     assert output.err.startswith("error: ")
@@ -130,14 +128,11 @@ def test_broken_space_file_is_told_apart_from_the_command(tmp_path):
 def test_run_directory_of_something_else_is_left_alone(tmp_path, monkeypatch, capsys):
     import sys
 
-    from harness.pipeline import run_stages
-    from harness.search.resolution import resolve
-
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["harness.tune", "space=quick", "run=thesis"])
-    assert command_line.run_command(Tune, run_stages, "", resolve) == 2
+    assert importlib.import_module("harness.tune").main() == 2
     assert "is not a run directory" in capsys.readouterr().err
 
 

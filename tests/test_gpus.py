@@ -246,10 +246,10 @@ def test_a_worker_compiles_with_its_own_threads():
     settings = "TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_VEC_ISA_OK"
     lines = [
         f"import os; [os.environ.pop(name, None) for name in {settings}]",
-        "from harness.search.worker import TrialWorker",
+        "from harness.search.worker import TrialWorker, own_paths",
         "worker = object.__new__(TrialWorker)",
         "worker.start = lambda *_: None",
-        "worker.setup({'threads': 3, 'folder': '.'})",
+        "worker.setup({'threads': 3, 'paths': own_paths()})",
         "import torch._inductor.config as config",
         "print(config.compile_threads, config.cpp.vec_isa_ok)",
     ]

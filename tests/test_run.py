@@ -191,7 +191,7 @@ def test_records_of_another_version_are_left_alone(small_run, tmp_path):
     ):
         storage.write_json(file, storage.read_json(file) | changes)
         before = written(run)
-        for arguments in (SMALL_RUN, ("-m", "harness.report", "run")):
+        for arguments in (SMALL_RUN, ("-m", "harness.report", "run=run")):
             done = command(*arguments, cwd=tmp_path)
             assert done.returncode == 2, done.stdout + done.stderr
             assert f"{file}: another version of this project wrote it ({next(iter(changes))}: " in done.stderr

@@ -1,5 +1,6 @@
 """manifest.json: the files of an export, the network and data they come from, and their parity with PyTorch."""
 
+from math import nan
 from typing import Literal
 
 from pydantic import Field
@@ -28,7 +29,7 @@ class ParityRecord(JsonFile):
     uncertain: list[int]
     lost: int = 0
     gained: int = 0
-    accuracy_change: Interval
+    accuracy_change: Interval = Field(default_factory=lambda: Interval(mean=nan, low=nan, high=nan, n=0))
     mcnemar_p: float = 1.0
     allowed_drop: float | None = None
     passed: bool
