@@ -64,7 +64,7 @@ def main(config: Kills) -> int:
             for victim in config.victims:
                 for latest in (0.9, 0.45, 0.2):  # share of the uninterrupted sweep's time; this one may end earlier
                     folder = top / f"{victim}{seed}-{latest}"
-                    row = kill(victim, config.signal, seed, latest, reference, folder, cluster)
+                    row = Kill(victim, config.signal, seed, latest, reference, folder, cluster).row()
                     if row["running"]:
                         break
                 rows.append(row)
@@ -77,21 +77,11 @@ def main(config: Kills) -> int:
     return 1 if wrong else 0
 
 
-def kill(
-    victim: Victim,
-    name: str,
-    seed: int,
-    latest: float,
-    reference: Reference,
-    folder: Path,
-    cluster: KillableCluster | None,
-) -> Json:
-    """One kill and its outcome, a row of the table. `latest`: latest moment, as a share of the reference's time."""
-    return Kill(victim, name, seed, latest, reference, folder, cluster).row()
-
-
 class Kill:
-    """A sweep of which one victim is killed at a random moment."""
+    """A sweep of which one victim is killed at a random moment; `row` runs it and returns a row of the table.
+
+    `latest`: the latest moment, as a share of the reference's time.
+    """
 
     def __init__(
         self,

@@ -57,8 +57,9 @@ def tune(
         values |= flatten({**own, "options": {}}, f"{name}.", keep_lists=True)
         values |= {f"{name}.options.{key}": value for key, value in options.items()}
     resolved = resolve(values, given)
-    call = ", ".join(f"{name}={value!r}" for name, value in values.items())
-    if run_stages(resolved, f"harness.tune({call})"):
+    if run_stages(
+        resolved, " ".join(["harness.tune from Python:", *(f"{key}={value}" for key, value in values.items())])
+    ):
         raise RuntimeError(f"a trial or a stage failed; see {resolved.run / 'run.log'}")
     return open_run(resolved.run)
 

@@ -2,19 +2,30 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from harness.config import Data
+from harness.config import Data, Trial
 from harness.run.directory import RunDirectory
+from harness.run.manifest import ParityRecord
 from harness.run.records import DataRecord, RunRecord, TrialRecord
 from tune_spaces import Space
 
 TOP = Path(__file__).parent.parent
 SMALL_SPACE = Path(__file__).parent / "spaces" / "small.py"
+
+SMALL_TRIAL = Trial(
+    architecture="baseline",
+    options={"widths": [8, 16], "hidden": [16], "kernel_size": 3},
+    epochs=3,
+    batch_size=16,
+    optimizer={"name": "adam"},
+    checkpoint_seconds=0,
+)
 
 
 def asks_for_gpu(expression: str) -> bool:
@@ -109,3 +120,24 @@ def small_run(tmp_path_factory):
     done = command(*SMALL_RUN, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run", done.stdout
+
+
+@pytest.fixture
+def run(small_run, tmp_path):
+    """A run whose exported files may be harmed."""
+    shutil.copytree(small_run[0], tmp_path / "run")
+    return RunDirectory(tmp_path / "run")
+
+
+def exported(run: RunDirectory) -> Path:
+    """The manifest of the run's export."""
+    (manifest,) = run.path.glob("exported/*/manifest.json")
+    return manifest
+
+
+def parity(change=0.0, half=0.001):
+    """A parity record of an accuracy that changes by `change`, plus or minus `half`."""
+    interval = {"mean": change, "low": change - half, "high": change + half, "n": 100}
+    figures = {"accuracy": 0.8 + change, "torch_accuracy": 0.8, "top1_agreement": 1.0, "max_logit_difference": 1e-6}
+    lists = {"disagreeing": [], "uncertain": []}
+    return ParityRecord(**figures, **lists, accuracy_change=interval, images=100, passed=True)

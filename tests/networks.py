@@ -1,4 +1,4 @@
-"""Every architecture with random weights, and its ONNX graph."""
+"""Every architecture with random weights, its ONNX graph, and the comparison of two functions of images."""
 
 import functools
 
@@ -28,3 +28,24 @@ def network(name: str) -> torch.nn.Module:
 def plain(name: str) -> onnx.ModelProto:
     """Exporting takes seconds: once for all tests."""
     return to_onnx(network(name), torch.randn(2, 3, SIDE, SIDE), 20)
+
+
+def images(dtype, side=(8, 6), ties=False, shape=(3, 5)):
+    generator = torch.Generator().manual_seed(0)
+    x = 4 * torch.randn(*shape, *side, generator=generator)
+    x = x.round() if ties else x
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def same(one, other, x, tolerance):
+    """Value and gradient of two functions at x."""
+    found = []
+    for function in (one, other):
+        given = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        y = function(given)
+        weights = torch.arange(y.numel(), dtype=torch.float32).reshape(y.shape).sin().to(y.dtype)
+        found.append((y, *torch.autograd.grad((y * weights).sum(), given)))
+    for a, b in zip(*found, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        assert torch.allclose(a.float(), b.float(), atol=tolerance, rtol=tolerance)

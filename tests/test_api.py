@@ -47,7 +47,7 @@ def test_examples_of_a_run(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "label smoothing helps: " in done.stdout
     assert "model.onnx" in done.stdout
-    assert RunDirectory(tmp_path / "ablation").recorded().commands[0].startswith("harness.tune(space=")
+    assert RunDirectory(tmp_path / "ablation").recorded().commands[0].startswith("harness.tune from Python: space=")
 
 
 def test_a_network_of_ones_own_is_trained_and_continued(tmp_path):

@@ -5,29 +5,21 @@ import math
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pandas as pd
 import pytest
-import torch
-from conftest import command
+from conftest import command, exported
 
-from benchmarks.inference import calls, conditions, operators, verdict
-from benchmarks.inference import sitting as sitting_module
+from benchmarks.inference import conditions
 from benchmarks.inference.runner import benchmark_exported
-from benchmarks.inference.server import RuntimeServer
-from benchmarks.inference.sitting import AGAIN, REFERENCE, Arm, Sitting, highest_rate
-from export import Artifact
-from export.runtimes import Served, Unavailable
+from benchmarks.inference.sitting import AGAIN, REFERENCE, Sitting
 from export.runtimes.onnxruntime import elsewhere
-from export.runtimes.onnxruntime_graph import at_fixed_addresses
-from harness.config import BadInput, Benchmark, plugins
+from harness.config import BadInput, Benchmark
 from harness.run import storage
 from harness.run.directory import RunDirectory
-from harness.run.manifest import Manifest, ParityRecord
 from harness.run.progress import Progress
 
 # A runtime of a user's own, and what is wrong with it.
@@ -72,13 +64,6 @@ FAULTS = {
 }
 
 
-@pytest.fixture
-def run(small_run, tmp_path):
-    """A run whose exported files may be harmed."""
-    shutil.copytree(small_run[0], tmp_path / "run")
-    return RunDirectory(tmp_path / "run")
-
-
 def measured(run, **settings):
     """(inference_summary.csv by backend, verdict.json) of a short sitting."""
     short = {"runtimes": ["onnxruntime"], "batch_sizes": [8], "replicates": 2, "rounds": 2, "round_seconds": 0.02}
@@ -86,11 +71,6 @@ def measured(run, **settings):
     benchmark_exported(run, Benchmark.model_validate(settings), Progress())
     summary = pd.read_csv(run.path / "inference_summary.csv", keep_default_na=False)
     return summary.set_index("backend"), json.loads((run.path / "verdict.json").read_text())
-
-
-def exported(run):
-    (manifest,) = run.path.glob("exported/*/manifest.json")
-    return manifest
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +100,7 @@ def sitting(small_run, tmp_path_factory):
         ("more_threads", "cores, not 1"),
     ],
 )
-def test_a_planted_fault_is_told(sitting, fault, told):
+def test_a_planted_fault_is_reported(sitting, fault, told):
     summary, decided = sitting
     rows = summary.loc[[fault]]
     assert all(told in note for note in rows["note"]), rows["note"]
@@ -204,7 +184,7 @@ def test_more_threads_than_cores_are_refused(run):
 
 
 @pytest.mark.slow
-def test_other_work_on_the_machine_is_told(run):
+def test_other_work_on_the_machine_is_reported(run):
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:
         summary, decided = measured(run, round_seconds=0.1)
@@ -250,304 +230,6 @@ def test_an_interrupted_benchmark_continues(run, monkeypatch):
     assert set(summary.loc["onnxruntime", ["replicates"]]) == {"2"} or summary.loc["onnxruntime", "replicates"] == 2
     measured(run)
     assert done == [0, "stopped", 1]
-
-
-def parity(change=0.0, half=0.001):
-    interval = {"mean": change, "low": change - half, "high": change + half, "n": 100}
-    figures = {"accuracy": 0.8 + change, "torch_accuracy": 0.8, "top1_agreement": 1.0, "max_logit_difference": 1e-6}
-    lists = {"disagreeing": [], "uncertain": []}
-    return ParityRecord(**figures, **lists, accuracy_change=interval, images=100, passed=True)
-
-
-def summary_of(speeds, changes=None, replicates=5):
-    """Speeds by arm, with one percent of noise, at batch size 64."""
-    generator = np.random.default_rng(0)
-    arms = [
-        SimpleNamespace(
-            name=name,
-            check=SimpleNamespace(artifact=SimpleNamespace(label=f"x/{name}.onnx"), device="cpu"),
-            precision="float32",
-            note="",
-            accuracy=parity((changes or {}).get(name, 0.0)),
-        )
-        for name in speeds
-    ]
-    rows = []
-    for replicate in range(replicates):
-        for turn in range(3):
-            for name, speed in {**speeds, AGAIN: speeds[REFERENCE]}.items():
-                seconds = 64 / speed * float(np.exp(generator.normal(0, 0.01)))
-                rows.append(
-                    {"backend": name, "scope": "host arrays", "batch_size": 64, "replicate": replicate, "round": turn}
-                    | {"images": 64, "seconds": seconds, "call_ms": f"{1000 * seconds:.4g}", "event_ms": ""}
-                    | {"foreign_cores": 0.0, "note": ""}
-                )
-    cold = [{"backend": name, "load_seconds": 1.0, "peak_bytes": 1e8} for name in [*speeds, AGAIN]]
-    return verdict.summarize_rounds(rows, cold, arms, REFERENCE, AGAIN)
-
-
-def test_what_to_ship():
-    speeds = {REFERENCE: 400.0, "fast": 800.0, "faster": 1200.0}
-    told = verdict.decide(summary_of(speeds), Benchmark(), REFERENCE, AGAIN)
-    assert told.ship["backend"] == "faster"
-    assert told.ship["ratio"] == pytest.approx(3.0, rel=0.02)
-    assert told.tied == []
-    assert "at batch 64, accuracy +0.00 [-0.10, +0.10] points" in told.sentence
-    # The fastest one costs too much accuracy.
-    told = verdict.decide(summary_of(speeds, {"faster": -0.0045}), Benchmark(), REFERENCE, AGAIN)
-    assert told.ship["backend"] == "fast"
-    told = verdict.decide(summary_of(speeds), Benchmark(latency_ms=100), REFERENCE, AGAIN)
-    assert told.ship is None  # 15 calls are too few for the quantile
-    assert "no arm meets the constraints" in told.sentence
-
-
-def test_equally_fast_ones_are_called_so():
-    told = verdict.decide(summary_of({REFERENCE: 400.0, "a": 800.0, "b": 801.0}), Benchmark(), REFERENCE, AGAIN)
-    assert told.tied == [{"a": "b", "b": "a"}[told.ship["backend"]]]
-    assert "cannot be distinguished" in told.sentence
-
-
-def test_replicates_not_rounds_make_the_interval():
-    """A process that happens to be slow counts once, however many rounds it measures."""
-    generator = np.random.default_rng(0)
-    rows = []
-    for replicate in range(5):
-        luck = float(np.exp(generator.normal(0, 0.1)))
-        for turn in range(50):
-            for name in (REFERENCE, AGAIN, "other"):
-                seconds = 0.1 * (luck if name == "other" else 1.0)
-                rows.append(
-                    {"backend": name, "scope": "host arrays", "batch_size": 64, "replicate": replicate, "round": turn}
-                    | {
-                        "images": 64,
-                        "seconds": seconds,
-                        "call_ms": "1",
-                        "event_ms": "",
-                        "foreign_cores": 0.0,
-                        "note": "",
-                    }
-                )
-    arms = [
-        SimpleNamespace(
-            name=name,
-            check=SimpleNamespace(artifact=SimpleNamespace(label="x/m.onnx"), device="cpu"),
-            precision="float32",
-            note="",
-            accuracy=parity(),
-        )
-        for name in (REFERENCE, "other")
-    ]
-    cold = [{"backend": name, "load_seconds": 1.0} for name in (REFERENCE, AGAIN, "other")]
-    row = verdict.summarize_rounds(rows, cold, arms, REFERENCE, AGAIN).set_index("backend").loc["other"]
-    assert row["ratio_high"] / row["ratio_low"] > 1.05  # 1.003 if each round counted
-
-
-class Queue:
-    """Answers an image in `service` seconds, one after the other."""
-
-    def __init__(self, service):
-        self.service = service
-
-    def ask(self, do, rate, seconds, seed):
-        assert do == "serve"
-        arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, max(2, round(rate * seconds))))
-        free, latencies = 0.0, []
-        for arrival in arrivals:
-            free = max(free, arrival) + self.service
-            latencies.append(free - arrival)
-        return {"latencies": latencies}
-
-
-def test_the_highest_rate_under_a_latency():
-    found = highest_rate(Queue(0.01), 50, 0)
-    assert 40 < found < 110  # never much above what the queue can do at all
-    assert highest_rate(Queue(0.001), 50, 0) > 5 * found
-    assert highest_rate(Queue(0.01), 5, 0) == 0
-
-
-@pytest.mark.parametrize(
-    ("operator", "kind"),
-    [
-        ("QLinearConv", "convolution"),
-        ("aten::mkldnn_convolution", "convolution"),
-        ("aten::addmm", "matrix product"),
-        ("QGemm", "matrix product"),
-        ("aten::mish", "activation"),
-        ("NhwcMaxPool", "pooling"),
-        ("DequantizeLinear", "to and from int8"),
-        ("GatherElements", "lookup"),
-        ("Cast", "layout and copies"),
-        ("aten::native_batch_norm", "batch norm"),
-        ("Div", "elementwise"),
-        ("graph_0_cpp_fused", "other"),
-    ],
-)
-def test_operators_of_both_runtimes_have_one_kind(operator, kind):
-    assert operators.kind(operator) == kind
-
-
-def test_a_profile_holds_the_model(run):
-    images = np.random.default_rng(0).normal(size=(8, 3, 32, 32)).astype(np.float32)
-    found = operators.of_onnxruntime(exported(run).parent / "model.onnx", images, 1, 5)
-    kinds = {operators.kind(name) for name in found}
-    assert {"convolution", "pooling", "matrix product"} <= kinds
-    assert all(0 < seconds < 1 for seconds in found.values())
-
-
-@pytest.mark.parametrize("name", ["model.onnx", "model_int8.onnx", "model.safetensors"])
-def test_precision_as_found_in_the_file(run, name):
-    entry = json.loads(exported(run).read_text())["files"][name]
-    assert conditions.found_precision(exported(run).parent / name) == entry["precision"]
-
-
-@pytest.mark.parametrize("uint8", [False, True])
-@pytest.mark.parametrize("runtime", ["torch_eager", "onnxruntime"])
-def test_a_call_with_tensors_answers_as_with_arrays(run, tmp_path, runtime, uint8):
-    """Here the device is the CPU: the same code binds a GPU's memory."""
-    file = "model.safetensors" if runtime == "torch_eager" else f"model{'_uint8' if uint8 else ''}.onnx"
-    generator = np.random.default_rng(0)
-    side = Manifest.read(exported(run)).input_size
-    shape = (40, side, side, 3) if uint8 else (40, 3, side, side)
-    images = generator.integers(0, 256, shape, dtype=np.uint8) if uint8 else generator.normal(size=shape)
-    np.save(tmp_path / "images.npy", images.astype(np.uint8 if uint8 else np.float32))
-    arm = RuntimeServer()
-    arm.load(str(exported(run).parent), file, runtime, "cpu", 1, str(tmp_path / "images.npy"))
-    arm.answers(str(tmp_path / "answers.npy"), 40)
-    for scope in ("host", "device"):
-        arm.warm_up(8, str(tmp_path / "answers.npy"), scope)
-        told = arm.measure(7)
-        assert told["away"] < 1e-4
-        assert len(told["seconds"]) == 7
-        assert told["event_seconds"] == []  # a CPU has none
-    arm.checked = arm.checked + 1
-    assert arm.measure(1)["away"] > 0.5  # answers are compared, on the device too
-
-
-def test_images_in_another_layout_are_no_input(run, tmp_path):
-    folder = exported(run).parent
-    artifact = Artifact(folder, Manifest.read(exported(run)), "model.onnx")
-    served = plugins.load("export.runtimes", "onnxruntime", "load")(artifact, "cpu", 1)
-    images = torch.randn(2, 3, *[artifact.manifest.input_size] * 2)
-    assert torch.allclose(served.on_device(images), torch.from_numpy(served(images.numpy())), atol=1e-6)
-    with pytest.raises(ValueError, match="onnxruntime needs contiguous tensors"):
-        served.on_device(images.to(memory_format=torch.channels_last))
-
-
-def test_calls_at_fixed_addresses_answer_each_batch(run, monkeypatch):
-    """As a CUDA graph needs them; here with the CPU's memory."""
-    waits = []
-    stream = SimpleNamespace(synchronize=lambda: waits.append(1))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    session = onnxruntime.InferenceSession(exported(run).parent / "model.onnx", providers=["CPUExecutionProvider"])
-    side = Manifest.read(exported(run)).input_size
-    images = torch.randn(3, 4, 3, side, side)
-    call, found = at_fixed_addresses(session, torch.empty_like(images[0])), []
-    for number, batch in enumerate(images, 1):
-        found.append(call(batch))
-        assert torch.allclose(found[-1], torch.from_numpy(session.run(None, {"images": batch.numpy()})[0]), atol=1e-5)
-        assert len(waits) == number  # before onnxruntime reads what is copied
-    assert len({logits.data_ptr() for logits in found}) == 1
-
-
-def test_the_clock_waits_for_the_device(monkeypatch):
-    """A call is over when the device is done; the second clock is around the call alone."""
-    happened = []
-
-    class Event:
-        def __init__(self, enable_timing):
-            assert enable_timing
-
-        def record(self):
-            happened.append("record")
-
-        def elapsed_time(self, other):
-            assert other is not self
-            return 1.5
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: happened.append("wait"))
-    logits = torch.ones(2, 3)
-
-    def on_device(images):
-        happened.append("call")
-        logits.fill_(images.sum())
-        return logits  # its own memory, again and again
-
-    served = Served(lambda images: images, on_device)
-    done = calls.timed(served, "device", "cuda", [torch.full((1,), 1.0), torch.full((1,), 2.0)])
-    assert happened == ["record", "record"] + ["record", "call", "record", "wait"] * 2
-    assert done.event_seconds == [1.5e-3, 1.5e-3]
-    assert [found[0, 0] for found in done.logits] == [1.0, 2.0]
-
-
-def test_what_takes_arrays_alone_is_absent_on_the_device():
-    with pytest.raises(Unavailable, match="takes only host arrays"):
-        calls.timed(lambda images: images, "device", "cuda", [torch.ones(1)])
-
-
-def test_both_scopes_in_one_sitting(monkeypatch, tmp_path):
-    """Each arm in each scope that it can, ratios within a scope, a recommendation for the first."""
-    milliseconds = {("host", REFERENCE): 4.0, ("device", REFERENCE): 2.0, ("host", "fast"): 2.0}
-    milliseconds |= {("device", "fast"): 0.5, ("host", "arrays alone"): 1.9}
-
-    class Process:
-        def __init__(self, arm, threads, images, log):
-            self.arm, self.name = arm, arm.name.removesuffix("_again")
-            self.cold = {"load_seconds": 1.0}
-            self.scopes = [scope for scope, name in milliseconds if name == self.name]
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_): ...
-
-        def close(self): ...
-
-        def ask(self, do, **request):
-            if do == "warm_up":
-                self.scope = request["scope"]
-                assert self.scope in self.scopes
-                return {"call_seconds": 0.01, "settled": True}
-            if do == "measure":
-                seconds = [milliseconds[self.scope, self.name] * 1e-3] * request["calls"]
-                events = seconds if self.scope == "device" else []
-                return {"seconds": seconds, "event_seconds": events, "away": 0.0, "cores": 1.0}
-            return {"peak_bytes": 1, "peak_device_bytes": 2} if do == "memory" else {"operators": {}}
-
-    monkeypatch.setattr(sitting_module, "RuntimeProcess", Process)
-    arms = []
-    for name in (REFERENCE, "fast", "arrays alone"):
-        artifact = SimpleNamespace(label=f"x/{name}.onnx")
-        check = SimpleNamespace(artifact=artifact, device="cuda", answers=tmp_path / "answers.npy")
-        arms.append(Arm(name, check, "float32", accuracy=parity()))
-    settings = Benchmark(scope="both", batch_sizes=[64], replicates=2)
-    one = Sitting(arms, tmp_path, 1.0, settings, 1, tmp_path / "log")
-    rows, cold = [], []
-    for number in range(2):
-        more, costs, _ = one.replicate(number, Progress())
-        rows += more
-        cold += costs
-    summary = verdict.summarize_rounds(rows, cold, arms, REFERENCE, AGAIN)
-    ratios = {(row.scope, row.backend): row.ratio for row in summary.itertuples()}
-    assert ratios[("host arrays", "fast")] == pytest.approx(2.0)
-    assert ratios[("device arrays", "fast")] == pytest.approx(4.0)
-    assert ratios.keys() == {
-        (s, b) for s in settings.scopes.values() for b in (REFERENCE, "fast", "arrays alone", AGAIN)
-    }
-    absent = summary[summary["ratio"].isna()]
-    assert absent[["scope", "backend", "note"]].values.tolist() == [
-        ["device arrays", "arrays alone", "takes only host arrays"]
-    ]
-    assert set(summary["peak_device_bytes"].dropna()) == {2.0}
-    told = verdict.decide(summary, settings, REFERENCE, AGAIN)
-    assert (told.scope, told.ship["backend"]) == ("host arrays", "arrays alone")
-    assert verdict.decide(summary, Benchmark(scope="device"), REFERENCE, AGAIN).ship["backend"] == "fast"
-    alone = Sitting(arms, tmp_path, 1.0, Benchmark(scope="device", batch_sizes=[64]), 1, tmp_path / "log")
-    rows, _, _ = alone.replicate(0, Progress())
-    assert {row["backend"] for row in rows} == {REFERENCE, "fast", AGAIN}
-    assert arms[2].note == "not timed: takes only host arrays"
-    lines = verdict.verdict_lines(summary, told, REFERENCE, AGAIN)
-    assert sum(line.startswith("device arrays, batch 64, fast on cuda: 128,000 images/s, 4.00") for line in lines) == 1
 
 
 def test_arrays_on_the_device_are_for_a_gpu(run):

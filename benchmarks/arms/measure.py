@@ -12,11 +12,10 @@ from pathlib import Path
 
 from harness.config import Data, Strict, Trial
 from harness.config.keys import flatten
+from harness.config.plugins import TOP
 from harness.run import system
 from harness.run.directory import RunDirectory
 from harness.run.storage import Json
-
-TOP = Path(__file__).parent.parent.parent
 
 
 class ArmRequest(Strict):

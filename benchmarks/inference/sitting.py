@@ -22,6 +22,7 @@ from benchmarks.inference import conditions, operators
 from export.check import Check
 from export.runtimes import Unavailable
 from harness.config import Benchmark
+from harness.config.plugins import TOP
 from harness.run.manifest import ParityRecord
 from harness.run.storage import Json
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from harness.run.progress import Progress
 
 
-TOP = Path(__file__).parent.parent.parent
 REFERENCE = "torch_eager"
 AGAIN = "torch_eager_again"
 EXACT = 1e-3  # allowed difference of timed from checked float32 logits; other precisions: SHARE of the largest logit

@@ -30,9 +30,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # ray and its dependencies announce their own future changes
     import ray
 from harness.config import BadInput, Resources
+from harness.config.plugins import TOP
 from harness.run import gpus, system
-
-TOP = Path(__file__).parent.parent.parent  # the folder of this project's packages
 
 
 @contextlib.contextmanager
