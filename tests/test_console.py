@@ -55,6 +55,13 @@ def test_a_folder_that_hides_a_package_is_refused_at_once(name, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_functions_for_python_check_it_too(tmp_path):
+    (tmp_path / "export.py").touch()
+    done = command("-c", "import harness; harness.tune('quick', run='run')", cwd=tmp_path)
+    assert f"BadInput: export: {tmp_path / 'export.py'} hides this project's package" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_the_console_command_looks_into_no_folder(tmp_path):
     """All stages, beside folders and files of the user's that have the names of this project's packages."""

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,8 @@ def test_help_texts_do_not_count():
     source = b'epochs: int = Field(10, description="at most")'
     assert meaning_digest(source.replace(b"at most", b"no more"), ".py") == meaning_digest(source, ".py")
     assert meaning_digest(source.replace(b"10", b"11"), ".py") != meaning_digest(source, ".py")
+
+
+def test_the_version_is_in_no_module_that_counts():
+    """A release that changes no training leaves runs continuable."""
+    assert [name for name in FILES if version("classifier-harness") in (TOP / name).read_text()] == []

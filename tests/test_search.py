@@ -1,5 +1,9 @@
 """What a trial is given of a machine or a cluster; what a search knows when it goes on."""
 
+import importlib
+import sys
+from pathlib import Path
+
 import pytest
 from conftest import TOP
 
@@ -8,6 +12,7 @@ from harness.run import storage
 from harness.run.directory import RunDirectory
 from harness.run.records import HISTORY_FILE, TRIAL_FILE, TrialRecord, write_history, write_trial
 from harness.search.allocation import Allocation
+from harness.search.trials import TrialGenerator
 
 
 def share(nodes, trials, **resources):
@@ -123,3 +128,26 @@ def test_the_private_parts_of_ray_are_there():
     for path in (TOP / "harness" / "search").glob("*.py"):
         used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
         assert path.name == "ray_internals.py" or not used & private
+
+
+def test_what_runs_in_a_worker_finds_the_files_and_modules_of_the_driver(tmp_path, monkeypatch):
+    """Last, so that nothing there hides a package of this project."""
+    from harness.search.worker import call_with_paths, own_paths
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    paths = own_paths() | {"imports": [str(tmp_path), *own_paths()["imports"]]}
+    monkeypatch.chdir("/")
+    found = call_with_paths(paths, lambda name: {"file": Path(name).exists(), "last": sys.path[-1]}, "file")
+    assert found == {"file": True, "last": str(tmp_path)}
+
+
+def test_samples_of_optuna_are_not_drawn_beforehand(tmp_path, monkeypatch, capsys):
+    def unwanted(_):
+        raise AssertionError("drawn")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TrialGenerator, "search_trials", unwanted)
+    monkeypatch.setattr(sys, "argv", ["harness.tune", "space=quick", "search.algorithm=optuna", "dry_run=true"])
+    assert importlib.import_module("harness.tune").main() == 0, capsys.readouterr().err
