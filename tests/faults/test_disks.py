@@ -1,5 +1,6 @@
 """Disks that are full, read-only or too small: nothing is half written, and the same command continues later."""
 
+import contextlib
 import os
 import resource
 import shutil
@@ -21,6 +22,7 @@ from harness.training.job import TrainingJob
 from harness.training.loop import train_job
 
 
+@contextlib.contextmanager
 def largest_file(size: int):
     """Files of this process may not grow beyond so many bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
