@@ -190,7 +190,7 @@ def run_stage(stage: str, generator: TrialGenerator, run: "RunDirectory", progre
         from harness.search.stages import confirm_stage, search_stage
 
         if stage == "search":
-            search_stage(generator, None if generator.asks_optuna else generator.search_trials(), run, progress)
+            search_stage(generator, run, progress)
         else:
             confirm_stage(generator, run, progress)
     elif stage == "export":

@@ -85,8 +85,9 @@ class Claim:
 
     `metric`: test_accuracy, or gap (training minus test accuracy, a measure of overfitting; less is better). Training
     accuracy is over the steps since the previous validation, so compare only trials that keep the weights of the same
-    epoch. `margin`: claims instead that the two differ by less than this fraction. Raises ValueError where a value is
-    invalid.
+    epoch. `margin`: claims instead that the two differ by less than this fraction. `of_interest`: the smallest
+    difference that matters, a fraction; the claim is also settled where there is none as large. Default: 0.5 points of
+    accuracy, 2 points of gap. Raises ValueError where a value is invalid.
     """
 
     says: str
@@ -94,12 +95,15 @@ class Claim:
     than: str
     metric: Literal["test_accuracy", "gap"] = "test_accuracy"
     margin: float | None = None
+    of_interest: float | None = None
 
     def __post_init__(self):
         if self.metric not in ("test_accuracy", "gap"):
             raise ValueError(f"claim {self.says!r}: metric={self.metric} is not known; choose test_accuracy or gap")
-        if self.margin is not None and not 0 < self.margin < 1:
-            raise ValueError(f"claim {self.says!r}: margin={self.margin} must be a fraction above 0")
+        for name in ("margin", "of_interest"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"claim {self.says!r}: {name}={value} must be a fraction above 0")
         if self.variant == self.than:
             raise ValueError(f"claim {self.says!r}: compares {self.variant} with itself")
 
@@ -107,6 +111,11 @@ class Claim:
     def higher(self) -> bool:
         """Whether a higher metric is better."""
         return self.metric != "gap"
+
+    @property
+    def smallest(self) -> float:
+        """The margin, or the smallest difference of interest."""
+        return self.margin or self.of_interest or (0.02 if self.metric == "gap" else 0.005)
 
 
 def _without_prefix(changes: Mapping[str, Any]) -> dict[str, Any]:

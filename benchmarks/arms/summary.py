@@ -43,7 +43,7 @@ def summarize_arms(rows: list[Json], flop: dict[str, float], rates: dict[str, fl
     """One row per arm: medians, ratio of trials per hour to the plain arm's paired by round, change in accuracy."""
     import pandas as pd
 
-    from harness.stats.intervals import difference_interval, mean_interval, ratio_interval
+    from harness.stats.intervals import mean_interval, ratio_interval, welch
 
     table = pd.DataFrame(rows)
     summary = []
@@ -72,9 +72,7 @@ def summarize_arms(rows: list[Json], flop: dict[str, float], rates: dict[str, fl
             ratio = ratio_interval(own["trials_per_hour"].tolist(), reference["trials_per_hour"].tolist())
             row |= {f"ratio{k}": v for k, v in (("", ratio.mean), ("_low", ratio.low), ("_high", ratio.high))}
             baseline = [a for values in reference["val_accuracy"] for a in values]
-            change = difference_interval(
-                dict(enumerate(accuracy)), dict(enumerate(baseline, len(accuracy)))
-            )  # unpaired
+            change = welch(accuracy, baseline).interval_at()
             row |= {f"accuracy_change_{k}": v for k, v in vars(change).items() if k != "n"}
         summary.append(row)
     return pd.DataFrame(summary)

@@ -50,7 +50,7 @@ def split_arguments(arguments: list[str]) -> dict[str, str]:
 def _type_name(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return _type_name(next(a for a in inner if a is not type(None)))
+        return "|".join(_type_name(a) for a in inner if a is not type(None))
     if origin is list:
         return f"[{_type_name(inner[0])},...]"
     if origin is tuple:

@@ -106,7 +106,9 @@ def build_config(model: type[M], tree: dict[str, Any], where: str = "") -> M:
         return model.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
+        parts = [str(part) for part in first["loc"]]
+        names = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+        name = next((name for name in names if name in {key.name for key in keys(model)}), names[0])  # less union tags
         reason = first["msg"].removeprefix("Value error, ")
         reason = reason[0].lower() + reason[1:]
         if first["type"] == "missing":

@@ -23,7 +23,10 @@ class Search(Strict):
     metric: Literal["val_accuracy", "val_loss"] = Field("val_accuracy", description="ranks trials")
     asha: Asha = Asha()
     seed: int = Field(0, ge=0, description="draws the samples; also the first training seed")
-    seeds: int = Field(3, ge=1, description="repeats of each variant of an ablation")
+    seeds: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        3,
+        description="repeats of each variant of an ablation; auto: 3, then 5, 8, 13 and 20 for claims not settled yet",
+    )
     variants: list[str] | None = Field(None, description="variants of the space to train; default all")
     confirm: int = Field(3, ge=0, description="best configurations of a search to train again with fresh seeds")
     confirm_seeds: int = Field(3, ge=1, description="fresh seeds per confirmed configuration")

@@ -17,6 +17,7 @@ from harness.run.records import Recommendation, RunRecord, TrialRecord
 from harness.stats.claims import Finding, judge_claims
 from harness.stats.intervals import Estimate, seeds_interval
 from harness.stats.ranking import Ranked, rank, winning_trial
+from harness.stats.sequential import looks_of
 from tune_spaces import Claim
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _claims(recorded: RunRecord) -> list[Claim]:
 
 def findings_of(recorded: RunRecord, records: Sequence[TrialRecord]) -> list[Finding]:
     """The findings about the claims of an ablation."""
-    return judge_claims(_claims(recorded), records)
+    return judge_claims(_claims(recorded), records, looks_of(recorded.config["search"].get("seeds", 3)))
 
 
 def variants_of(recorded: RunRecord, records: Sequence[TrialRecord]) -> list[VariantRow]:

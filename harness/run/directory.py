@@ -14,6 +14,7 @@ from harness.run.records import (
     HISTORY_FILE,
     TRIAL_FILE,
     WEIGHTS_FILE,
+    LookRecord,
     PlanChoice,
     RunRecord,
     TrialRecord,
@@ -98,7 +99,8 @@ class RunDirectory:
         """Write run.json for this command, with the commands, plans and code recorded earlier."""
         earlier = self.configuration()
         record.commands = [*(earlier.commands if earlier else []), command]
-        record.plans, record.code = (earlier.plans, earlier.code) if earlier else ({}, {})
+        if earlier:
+            record.plans, record.code, record.looks = earlier.plans, earlier.code, earlier.looks
         record.environment = environment().to_json()
         self._configure(record)
 
@@ -107,6 +109,13 @@ class RunDirectory:
         recorded = self.recorded()
         recorded.plans = {**recorded.plans, architecture: plan}
         self._configure(recorded)
+
+    def record_look(self, look: LookRecord) -> None:
+        """Record a look at the claims; one at as many seeds that was recorded before stays."""
+        recorded = self.recorded()
+        if look.seeds not in [one.seeds for one in recorded.looks]:
+            recorded.looks = [*recorded.looks, look]
+            self._configure(recorded)
 
     def record_code(self, architecture: str, code: dict[str, str]) -> None:
         """Record the digests of the files that train an architecture."""

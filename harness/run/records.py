@@ -7,7 +7,7 @@ harness/run/manifest.py. Unknown fields, which a later version may add, survive 
 import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from pydantic import Field
 
@@ -17,7 +17,12 @@ from harness.run import storage
 from harness.run.storage import Json, JsonFile
 from harness.run.tables import csv_text
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 TRIAL_FILE, HISTORY_FILE, WEIGHTS_FILE, ERROR_FILE = "trial.json", "history.csv", "model.safetensors", "error.txt"
+CORRECT_FILE = "test_correct.npy"
 
 Status = Literal["finished", "stopped", "failed", "diverged", "oom"]
 
@@ -116,6 +121,7 @@ class TrialRecord(JsonFile):
     compiled_anew: str | None = None
     history_sha256: str | None = None
     weights_sha256: str | None = None
+    correct_sha256: str | None = None
 
     @property
     def trial(self) -> Trial:
@@ -132,6 +138,11 @@ class TrialRecord(JsonFile):
         if self.status == "stopped":
             return self.stop_reason != "time budget"
         return self.status in ("finished", "diverged")
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the trial ended without a usable network: this counts against its configuration."""
+        return self.status in ("diverged", "failed", "oom")
 
     @property
     def is_tested(self) -> bool:
@@ -174,6 +185,16 @@ class PlanChoice(JsonFile):
     seconds: float = 0.0
 
 
+class LookRecord(JsonFile):
+    """A look at the claims after `seeds` seeds of each variant: `alpha`, the error probability that it may spend, and
+    how many claims it tested and settled."""
+
+    seeds: int
+    alpha: float
+    tested: int
+    settled: int
+
+
 class RunRecord(JsonFile):
     """run.json: the run's configuration, data and code, and what earlier commands recorded."""
 
@@ -189,6 +210,7 @@ class RunRecord(JsonFile):
     commands: list[str] = Field(default_factory=list)
     plans: dict[str, PlanChoice] = Field(default_factory=dict)
     code: dict[str, dict[str, str]] = Field(default_factory=dict)
+    looks: list[LookRecord] = Field(default_factory=list)
     environment: Json = Field(default_factory=dict)
 
     @property
@@ -242,6 +264,24 @@ def read_if_ended(folder: Path) -> TrialRecord | None:
     with contextlib.suppress(OSError, storage.Corrupt):
         return read_trial(folder)
     return None
+
+
+def write_correct(folder: Path, correct: "npt.NDArray[np.bool_]") -> str:
+    """Write which images of the test split, in order, a trial classifies correctly, eight in a byte; returns the
+    SHA-256."""
+    import numpy as np
+
+    storage.write_array(folder / CORRECT_FILE, np.packbits(correct))
+    return storage.sha256(folder / CORRECT_FILE)
+
+
+def read_correct(folder: Path, record: TrialRecord, images: int) -> "npt.NDArray[np.bool_] | None":
+    """Which of the test `images` the trial classifies correctly; None if that was not kept or is corrupt."""
+    import numpy as np
+
+    if record.correct_sha256 is None or not storage.is_intact(folder / CORRECT_FILE, record.correct_sha256):
+        return None
+    return np.unpackbits(np.load(folder / CORRECT_FILE), count=images).astype(bool)
 
 
 def write_history(folder: Path, history: Iterable[Mapping[str, object]]) -> None:

@@ -44,8 +44,10 @@ def run_trials(
     progress: Progress,
     *,
     scheduler: bool,
+    seconds: float | None = None,
 ) -> None:
-    """Run `trials`, the missing ones of a stage of `of` trials. `scheduler`: whether to use the configured one.
+    """Run `trials`, the missing ones of a stage of `of` trials. `scheduler`: whether to use the configured one;
+    `seconds`: time budget.
 
     The allocation depends on `of`, not on how many trials are missing: the number of threads, and so the exact results,
     are the same whether or not the run was interrupted.
@@ -55,7 +57,7 @@ def run_trials(
         runner.choose_plans([spec.config for spec in trials], of)
         configs = (runner.worker_config(spec) for spec in trials)
         searcher = InOrder(configs, metric=runner.search.metric, mode=runner.search.mode)
-        runner.fit(searcher, {spec.id: spec for spec in trials}, len(trials), scheduler)
+        runner.fit(searcher, {spec.id: spec for spec in trials}, len(trials), scheduler, seconds)
 
 
 def run_optuna(indices: Sequence[int], generator: TrialGenerator, run: RunDirectory, progress: Progress) -> None:
@@ -89,7 +91,7 @@ def run_optuna(indices: Sequence[int], generator: TrialGenerator, run: RunDirect
             has_value = value is not None and record.status in ("finished", "stopped")
             if has_value and record.stage == "search" and set(record.parameters) == set(parameters):
                 searcher.add_evaluated_point(record.parameters, value)
-        runner.fit(searcher, specs, len(indices), True)
+        runner.fit(searcher, specs, len(indices), True, search.time_budget_seconds)
 
 
 class TrialRunner:
@@ -134,7 +136,9 @@ class TrialRunner:
         how = {"threads": self.allocation.threads, "timeout": self.resources.timeout_seconds, "paths": own_paths()}
         return {"job": job.to_json(), **how}
 
-    def fit(self, searcher: Any, specs: dict[str, TrialSpec], total: int, scheduler: bool) -> None:
+    def fit(
+        self, searcher: Any, specs: dict[str, TrialSpec], total: int, scheduler: bool, seconds: float | None
+    ) -> None:
         """Run the `total` trials that the searcher hands out; `specs` holds each by id once it is handed out."""
         search = self.search
         epochs = self.generator.resolved.config.trial.epochs
@@ -150,7 +154,7 @@ class TrialRunner:
                     num_samples=total,
                     # Ray starts this many trials at once; without it, one after another.
                     max_concurrent_trials=self.resources.concurrency or self.allocation.at_once,
-                    time_budget_s=search.time_budget_seconds,
+                    time_budget_s=seconds,
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(

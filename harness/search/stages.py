@@ -1,21 +1,20 @@
 """The stages that train: search and confirm. Each runs only the missing trials."""
 
+import time
+
 from harness.run.directory import RunDirectory
 from harness.run.progress import Progress
+from harness.run.records import LookRecord
 from harness.search.trials import TrialGenerator, TrialSpec
+from harness.stats.claims import judge_claims
+from harness.stats.sequential import looks_of
 
 
-def search_stage(
-    generator: TrialGenerator, trials: list[TrialSpec] | None, run: RunDirectory, progress: Progress
-) -> None:
-    """Run the missing trials of the space; `trials` is None where Optuna suggests them."""
+def search_stage(generator: TrialGenerator, run: RunDirectory, progress: Progress) -> None:
+    """Run the missing trials of the space."""
     from harness.search.runner import run_optuna, run_trials
 
-    if trials is not None:
-        missing = missing_of(trials, run, progress)
-        if missing:
-            run_trials(missing, len(trials), generator, run, progress, scheduler=True)
-    else:
+    if generator.asks_optuna:
         wanted = range(generator.search.samples)
         done = [r for r in run.trials() if r.stage == "search" and (r.index not in wanted or r.is_done)]
         taken = {r.index for r in done}
@@ -24,7 +23,47 @@ def search_stage(
         if indices:
             run.remove(lambda r: r.stage == "search" and r.index in indices)
             run_optuna(indices, generator, run, progress)
+    elif generator.resolved.space.variants:
+        run_ablation(generator, run, progress)
+    else:
+        trials = generator.search_trials()
+        missing = missing_of(trials, run, progress)
+        if missing:
+            seconds = generator.search.time_budget_seconds
+            run_trials(missing, len(trials), generator, run, progress, scheduler=True, seconds=seconds)
     run.write_trials_csv()
+
+
+def run_ablation(generator: TrialGenerator, run: RunDirectory, progress: Progress) -> None:
+    """Train the variants and record the looks at their claims. With seeds=auto, variants of claims that are not settled
+    get more seeds, up to the last look or the end of the time budget."""
+    from harness.search.runner import run_trials
+
+    resolved, search, started = generator.resolved, generator.search, time.monotonic()
+    claims, looks, variants = resolved.claims_of(resolved.variants), looks_of(search.seeds), resolved.variants
+    of, known = len(generator.search_trials()), 0
+    for look in looks:
+        seeds = look.seeds or int(search.seeds)
+        trials = generator.repeats(seeds, variants)
+        budget = search.time_budget_seconds
+        left = None if budget is None else max(1.0, budget - (time.monotonic() - started))
+        missing = missing_of(trials, run, progress)
+        if missing:
+            run_trials(missing, of, generator, run, progress, scheduler=True, seconds=left)
+        ended = {r.id for r in run.trials() if r.is_done or r.is_failure}
+        if not {spec.id for spec in trials} <= ended:
+            return  # out of time: a look at fewer seeds than were fixed beforehand does not count
+        findings = judge_claims(claims, run.trials(), looks)
+        still_open = [one for one in findings if one.verdict == "not settled"]
+        settled = len(findings) - len(still_open)
+        look_record = LookRecord(seeds=seeds, alpha=look.alpha, tested=len(findings) - known, settled=settled - known)
+        run.record_look(look_record)
+        known = settled
+        if claims:
+            progress.line(f"search: {settled} of {len(findings)} claims settled after {seeds} seeds")
+        if not still_open:
+            return
+        variants = [name for name in variants if any(name in (one.variant, one.than) for one in still_open)]
 
 
 def missing_of(trials: list[TrialSpec], run: RunDirectory, progress: Progress) -> list[TrialSpec]:

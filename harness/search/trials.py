@@ -13,6 +13,7 @@ from harness.config.keys import build_config, merge, nested
 from harness.run.provenance import trial_id
 from harness.run.records import TrialRecord
 from harness.search.resolution import Resolved
+from harness.stats.sequential import SEEDS
 from tune_spaces import Choice, Integer
 
 CONFIRM_SEEDS_FROM = 1_000_000  # search seeds stay below: confirmation never repeats a draw of the search
@@ -87,7 +88,8 @@ class TrialGenerator:
         return TrialSpec(identity, stage, variant, index, seed, config, dict(changes), read_test)
 
     def search_trials(self) -> list[TrialSpec]:
-        """The trials of the search stage: variants, or samples by grid or random draw (not those by Optuna).
+        """The trials of the search stage: variants (with seeds=auto those of the first look), or samples by grid or
+        random draw (not those by Optuna).
 
         Raises BadInput where two variants are the same configuration, or a grid is not possible.
         """
@@ -98,11 +100,7 @@ class TrialGenerator:
     def _make_search_trials(self) -> list[TrialSpec]:
         space, search = self.resolved.space, self.search
         if space.variants:
-            found = [
-                self.trial("search", space.variants[name], variant=name, index=i, read_test=True)
-                for i in range(search.seeds)
-                for name in self.resolved.variants
-            ]
+            found = self.repeats(SEEDS[0] if search.seeds == "auto" else search.seeds, self.resolved.variants)
             by_id: dict[str, str] = {}
             for spec in found:
                 other = by_id.setdefault(spec.id, spec.variant)
@@ -117,6 +115,15 @@ class TrialGenerator:
         if search.algorithm == "grid":
             return [self.trial("search", changes, index=i) for i, changes in enumerate(self._grid())]
         return [self.trial("search", self.sample(i), index=i) for i in range(search.samples)]
+
+    def repeats(self, seeds: int, variants: Iterable[str]) -> list[TrialSpec]:
+        """The trials of the first `seeds` seeds of these variants, seed by seed."""
+        changes = self.resolved.space.variants
+        return [
+            self.trial("search", changes[name], variant=name, index=i, read_test=True)
+            for i in range(seeds)
+            for name in variants
+        ]
 
     def sample(self, index: int) -> dict[str, Any]:
         """Draw `index` of a random search, which depends on space, seed and index only; 0 is the base configuration."""

@@ -1,28 +1,33 @@
-"""Claims about variants: tests corrected for multiple comparisons, and the seeds that would settle them."""
+"""Claims about variants: tests corrected for multiple comparisons and looks, and the seeds that would settle them."""
 
 import bisect
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from harness.run.records import TrialRecord
-from harness.stats.intervals import CONFIDENCE, Difference, Estimate, welch
+from harness.stats.comparison import Comparison
+from harness.stats.intervals import CONFIDENCE, Difference, Estimate
+from harness.stats.sequential import FIXED, Look
 
 if TYPE_CHECKING:
     from tune_spaces import Claim
 
-POWER, OF_INTEREST = 0.8, 0.005  # power required for a difference of 0.5 points of accuracy
-Verdict = Literal["holds", "does not hold", "not settled"]
+POWER, MOST = 0.8, 1000  # of a needed number of seeds; the largest that is looked for
+REASONABLE = 20  # seeds per variant beyond which a question is said to cost too much
+METRICS = {"test_accuracy": "test accuracy", "gap": "training minus test accuracy"}
+Verdict = Literal["holds", "does not hold", "no difference", "not settled"]
 
 
 @dataclass(frozen=True)
 class Finding:
     """The test result of a claim that `variant` is better than `than` (or, with a `margin`, as good).
 
-    `difference`: variant - than with its own 95 % interval; `p`: corrected for all claims of the table (Holm).
-    `seeds` per variant would settle a difference of `of_interest` with 80 % power; None where settled or unknown.
-    `diverged`: diverged trials of the two variants, which are left out.
+    `difference`: variant - than with its interval at the level of its test, which excludes 0 where the difference is
+    settled; `p`: corrected for all claims of the table (Holm), to be compared with `alpha`, what this look may spend.
+    `seeds`: range of the seeds per variant that would settle it, None where settled or unknown; None as its upper end:
+    more than MOST. `failed`: seeds that failed, by variant. `deviation`: standard deviation between seeds.
     """
 
     says: str
@@ -31,10 +36,12 @@ class Finding:
     metric: str
     difference: Estimate
     p: float
+    alpha: float
     verdict: Verdict
     of_interest: float
-    seeds: int | None
-    diverged: int = 0
+    deviation: float = math.nan
+    seeds: tuple[int, int | None] | None = None
+    failed: Mapping[str, int] | None = None
 
     @property
     def sentence(self) -> str:
@@ -42,99 +49,195 @@ class Finding:
         mean, low, high = (100 * v for v in (self.difference.mean, self.difference.low, self.difference.high))
         interval = "" if math.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
         what = "points" if self.metric == "test_accuracy" else f"points of {METRICS[self.metric]}"
-        seeds = "1 seed" if self.difference.n == 1 else f"{self.difference.n} seeds"
-        seeds += f" ({self.diverged} diverged and left out)" if self.diverged else ""
-        text = f"{self.says}: {mean:+.1f}{interval} {what} over {seeds}, {self.verdict}"
-        if self.verdict != "not settled":
-            return f"{text} (p = {self.p:.2g} after Holm's correction)"
+        text = f"{self.says}: {mean:+.1f}{interval} {what} over {plural(self.difference.n, 'seed')}"
+        interest = f"{100 * self.of_interest:g} points"
+        if self.failed:
+            names = ", ".join(f"{plural(count, 'seed')} of {name} failed" for name, count in self.failed.items())
+            text += f" ({names})"
+        if self.verdict == "not settled":
+            return f"{text}, not settled{self._cost(interest)}"
+        said = f"no difference as large as {interest}" if self.verdict == "no difference" else self.verdict
+        return f"{text}, {said} (p = {self.p:.2g} after Holm's correction)"
+
+    def _cost(self, interest: str) -> str:
         if self.seeds is None:
-            return text
-        about = float(f"{self.seeds:.2g}")  # few seeds give no more precise deviation
-        return f"{text}; about {about:.0f} seeds would settle {100 * self.of_interest:g} points"
+            return ""
+        low, high = self.seeds
+        about = f"more than {MOST:,}" if low > MOST else f"{low:,} or more" if high is None else f"{low:,} to {high:,}"
+        return f"; {about} seeds per variant would settle {interest}"
 
 
-METRICS = {"test_accuracy": "test accuracy", "gap": "training minus test accuracy"}
+def plural(count: int, word: str) -> str:
+    return f"{count:,} {word}" + ("" if count == 1 else "s")
 
 
-def judge_claims(claims: Sequence["Claim"], records: Sequence[TrialRecord]) -> list[Finding]:
+def judge_claims(
+    claims: Sequence["Claim"], records: Sequence[TrialRecord], looks: Sequence[Look] = FIXED
+) -> list[Finding]:
     """A finding for each claim whose variants both have finished, tested trials, in the order of the claims.
 
-    Welch's t-tests on the means over seeds; Holm's correction keeps the probability that any claim of the table is
-    wrongly settled near 5 % (simulated in tests/test_stats.py). Equivalence is tested by two one-sided tests
-    (Schuirmann 1987).
+    The tests are t-tests under the comparison model of all variants (harness/stats/comparison.py), with Holm's
+    correction for the claims that were open at each look. A claim that one variant is better is settled by a difference
+    or by showing that there is none as large as `of_interest` (two one-sided tests, Schuirmann 1987): the two null
+    hypotheses exclude each other. A claim settled at a look stays settled; a look counts once all open claims have all
+    its seeds.
     """
-    groups: dict[str, dict[str, list[float]]] = {metric: {} for metric in METRICS}
-    for record in records:
-        if record.is_tested and record.variant:
-            for metric, values in groups.items():
-                values.setdefault(record.variant, []).append(record.metrics.of(metric))
+    found: dict[int, Finding] = {}
+    for number, look in enumerate(looks):
+        open_claims = [i for i in range(len(claims)) if i not in found or found[i].verdict == "not settled"]
+        if number and not all(_has_seeds(records, claims[i], look) for i in open_claims):
+            break
+        complete = all(_has_seeds(records, claims[i], look) for i in open_claims)
+        for i, finding in _at(look if complete else replace(look, alpha=0.0), claims, open_claims, records):
+            found[i] = finding
+    return [found[i] for i in sorted(found)]
+
+
+def _has_seeds(records: Sequence[TrialRecord], claim: "Claim", look: Look) -> bool:
+    """Whether both variants have ended all seeds of the look."""
+    if look.seeds is None:
+        return True
+    ended = {(r.variant, r.index) for r in records if r.is_done or r.is_failure}
+    return all((name, i) in ended for name in (claim.variant, claim.than) for i in range(look.seeds))
+
+
+def _at(
+    look: Look, claims: Sequence["Claim"], numbers: Sequence[int], records: Sequence[TrialRecord]
+) -> Iterator[tuple[int, Finding]]:
+    """Findings about the claims with these numbers from the look's seeds alone."""
+    chosen = [r for r in records if r.variant and (look.seeds is None or r.index < look.seeds)]
+    models = {metric: _model(chosen, metric) for metric in {claims[i].metric for i in numbers}}
     tested = []
-    for claim in claims:
-        values = groups[claim.metric]
-        if {claim.variant, claim.than} <= set(values):
-            difference = welch(values[claim.variant], values[claim.than])
-            tested.append((claim, difference, *_test(claim, difference)))
-    corrected = holm([p for *_, p, _ in tested])
-    found = []
-    for (claim, difference, _, holds), p in zip(tested, corrected, strict=True):
-        verdict: Verdict = "not settled"
-        if p < 1 - CONFIDENCE:
-            verdict = "holds" if holds else "does not hold"
-        of_interest, seeds = claim.margin or OF_INTEREST, None
-        if verdict == "not settled":
-            equivalence = claim.margin is not None
-            seeds = needed_seeds(difference.deviation, of_interest, len(tested), equivalence=equivalence)
-        pair = (claim.variant, claim.than)
-        diverged = sum(r.status == "diverged" and r.variant in pair for r in records)
-        found.append(
-            Finding(claim.says, *pair, claim.metric, difference.interval, p, verdict, of_interest, seeds, diverged)
-        )
-    return found
+    for i in numbers:
+        claim = claims[i]
+        model = models[claim.metric]
+        if {claim.variant, claim.than} <= set(model.values):
+            difference = model.difference(claim.variant, claim.than)
+            tested.append((i, difference, _ps(claim, difference)))
+    steps = holm([min(ps.values()) for _, _, ps in tested])
+    for (i, difference, ps), step in zip(tested, steps, strict=True):
+        failed = {
+            name: count
+            for name in (claims[i].variant, claims[i].than)
+            if (count := sum(r.is_failure and r.variant == name for r in chosen))
+        }
+        yield i, _finding(claims[i], difference, ps, step, look, failed)
 
 
-def _test(claim: "Claim", difference: Difference) -> tuple[float, bool]:
-    """(p, whether the data favour the claim); p is 1 where there are too few trials."""
-    if not difference.freedom:
-        return 1.0, False
-    size = abs(difference.mean)
+def _model(records: Sequence[TrialRecord], metric: str) -> Comparison:
+    values: dict[str, dict[int, float]] = {}
+    for record in records:
+        if record.is_tested:
+            values.setdefault(record.variant, {})[record.seed] = record.metrics.of(metric)
+    return Comparison.of(values)
+
+
+def _ps(claim: "Claim", difference: Difference) -> dict[Verdict, float]:
+    """P of each verdict that would settle the claim; 1 where there are too few trials."""
+    if difference.pooled is None:
+        return {"not settled": 1.0}
+    size, margin = abs(difference.mean), claim.smallest
+    inside = difference.above(margin - size)
     if claim.margin is None:
-        return 2 * difference.above(size), difference.mean > 0 if claim.higher else difference.mean < 0
-    # The two null hypotheses exclude each other, so the smaller p errs no more often than each. `beyond` has two tails:
-    # if the margin is small against the error, an equally large difference of the other sign is as likely.
-    inside = difference.above(claim.margin - size)
-    beyond = difference.above(size - claim.margin) + difference.above(size + claim.margin)
-    return min(inside, beyond), inside < beyond
+        better = (difference.mean > 0) == claim.higher
+        return {"holds" if better else "does not hold": 2 * difference.above(size), "no difference": inside}
+    # `beyond` has two tails: if the margin is small against the error, an equally large difference of the other sign
+    # is as likely.
+    beyond = difference.above(size - margin) + difference.above(size + margin)
+    return {"holds": inside, "does not hold": beyond}
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values (Scandinavian Journal of Statistics 6, 1979), in the given order."""
-    adjusted, largest = [0.0] * len(ps), 0.0
+def _finding(
+    claim: "Claim",
+    difference: Difference,
+    ps: Mapping[Verdict, float],
+    step: "Step",
+    look: Look,
+    failed: Mapping[str, int],
+) -> Finding:
+    """The verdict: the first of `ps` below the level that Holm's correction leaves to this claim."""
+    level = look.alpha / step.divisor
+    settled = step.p < look.alpha
+    verdict: Verdict = next((name for name, own in ps.items() if settled and own < level), "not settled")
+    if verdict == "holds" and failed.get(claim.variant, 0) > (0 if claim.margin else failed.get(claim.than, 0)):
+        verdict = "not settled"  # a seed that failed counts against the variant, whatever the others reached
+    seeds = None
+    shown = level or (1 - CONFIDENCE) / step.divisor
+    equivalence = claim.margin is not None
+    if verdict == "not settled" and difference.pooled is not None:
+        seeds = seeds_range(difference, claim.smallest, shown, equivalence=equivalence)
+    one_sided = verdict == "no difference" or (equivalence and verdict == "holds")
+    return Finding(
+        claim.says,
+        claim.variant,
+        claim.than,
+        claim.metric,
+        difference.interval_at(1 - shown * (2 if one_sided else 1)),
+        step.p,
+        look.alpha,
+        verdict,
+        claim.smallest,
+        difference.deviation,
+        seeds,
+        failed,
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """Holm's adjusted `p` of a test; alpha / `divisor` is the level at which it is tested."""
+
+    p: float
+    divisor: int
+
+
+def holm(ps: Sequence[float]) -> list[Step]:
+    """Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979), in the given order."""
+    steps, largest = [Step(1.0, 1)] * len(ps), 0.0
     for done, position in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         largest = max(largest, min(1.0, (len(ps) - done) * ps[position]))
-        adjusted[position] = largest
-    return adjusted
+        steps[position] = Step(largest, len(ps) - done)
+    return steps
 
 
-def needed_seeds(deviation: float, difference: float, comparisons: int, *, equivalence: bool = False) -> int | None:
-    """Seeds per variant that settle a true `difference` with 80 % power at 5 % over all `comparisons` (Bonferroni).
+def seeds_range(
+    difference: Difference, of_interest: float, level: float, *, equivalence: bool = False
+) -> tuple[int, int | None]:
+    """Range of the seeds per variant that settle a true difference of `of_interest`; None as its end beyond MOST.
+
+    Its ends are for the ends of the 95 % interval of the deviation, by the chi-square distribution.
+    """
+    from scipy.special import chdtri
+
+    assert difference.pooled is not None
+    freedom, tail = difference.pooled.freedom, (1 - CONFIDENCE) / 2
+    low, high = (
+        needed_seeds(
+            difference.deviation * math.sqrt(freedom / float(chdtri(freedom, p))),
+            of_interest,
+            level,
+            equivalence=equivalence,
+        )
+        for p in (tail, 1 - tail)
+    )
+    return low, None if high > MOST else high
+
+
+def needed_seeds(deviation: float, difference: float, level: float, *, equivalence: bool = False) -> int:
+    """Seeds per variant that settle a true `difference` with 80 % power at this two-sided `level`; MOST + 1 at most.
 
     With `equivalence`: that settle equivalence to within `difference` where the true difference is 0. `deviation`:
-    standard deviation between seeds, the same in both variants. None beyond 1,000 seeds or without a deviation.
+    standard deviation between seeds, the same in both variants.
     """
-    if not deviation > 0:
-        return None
     from scipy.special import stdtrit
     from scipy.stats import nct
-
-    alpha = (1 - CONFIDENCE) / comparisons
 
     def is_enough(n: int) -> bool:
         error, freedom = deviation * math.sqrt(2 / n), 2 * (n - 1)
         if equivalence:
-            limit = float(stdtrit(freedom, 1 - alpha))
+            limit = float(stdtrit(freedom, 1 - level))
             return 2 * float(nct.cdf(-limit, freedom, -difference / error)) - 1 >= POWER
-        return float(nct.sf(float(stdtrit(freedom, 1 - alpha / 2)), freedom, difference / error)) >= POWER
+        return float(nct.sf(float(stdtrit(freedom, 1 - level / 2)), freedom, difference / error)) >= POWER
 
-    numbers = range(2, 1001)
-    found = bisect.bisect_left(numbers, True, key=is_enough)
-    return numbers[found] if found < len(numbers) else None
+    numbers = range(2, MOST + 1)
+    return 2 + bisect.bisect_left(numbers, True, key=is_enough)

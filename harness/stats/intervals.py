@@ -4,7 +4,7 @@ Intervals are Student's t: results over seeds are few and close to normal.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,51 +51,73 @@ def agree(values: Sequence[float]) -> bool:
     return float(np.ptp(values)) < 1e-9
 
 
-def difference_interval(values: Mapping[int, float], reference: Mapping[int, float]) -> Estimate:
-    """Mean difference of values by seed with its interval: paired over two or more common seeds, else unpaired (Welch).
-
-    The limits are NaN where there are fewer than two trials to compare, or where these do not vary.
-    """
-    common = sorted(set(values) & set(reference))
-    if len(common) >= 2:
-        return seeds_interval([values[seed] - reference[seed] for seed in common])
-    return welch(list(values.values()), list(reference.values())).interval
-
-
 @dataclass(frozen=True)
-class Difference:
-    """Difference of two groups' means: `error` is its standard error, `deviation` the standard deviation of one trial,
-    `freedom` the degrees of freedom. If the variance is unknown, `freedom` is 0, `error` and `deviation` NaN."""
+class TDistributed:
+    """A quantity over its standard `error` has Student's t distribution with `freedom` degrees of freedom."""
 
-    mean: float
     error: float
     freedom: float
-    deviation: float
-    n: int
-
-    @property
-    def interval(self) -> Estimate:
-        if not self.freedom:
-            return Estimate(self.mean, math.nan, math.nan, self.n)
-        from scipy.special import stdtrit
-
-        half = float(stdtrit(self.freedom, 0.5 + CONFIDENCE / 2)) * self.error
-        return Estimate(self.mean, self.mean - half, self.mean + half, self.n)
 
     def above(self, value: float) -> float:
-        """Upper-tail probability of t at `value` / `error`: a one-sided p value."""
+        """Upper-tail probability at `value`: a one-sided p value."""
         from scipy.special import stdtr
 
         return float(stdtr(self.freedom, -value / self.error))
 
+    def half_width(self, confidence: float) -> float:
+        from scipy.special import stdtrit
+
+        return float(stdtrit(self.freedom, 0.5 + confidence / 2)) * self.error
+
+
+GUARD = 3  # a pair's own test is made at three times the level
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference of two means, tested by `pooled` and `own`; both None where the variance is unknown.
+
+    `pooled`: with the variance of all treatments or the pair's where that is larger; `own`: by the pair's values alone,
+    at GUARD times the level; where there are no others, the two are the same. `deviation`: standard deviation of one
+    trial; `n`: values of the smaller group.
+    """
+
+    mean: float
+    pooled: TDistributed | None
+    own: TDistributed | None
+    deviation: float
+    n: int
+
+    def interval_at(self, confidence: float = CONFIDENCE) -> Estimate:
+        if self.pooled is None:
+            return Estimate(self.mean, math.nan, math.nan, self.n)
+        half = self.pooled.half_width(confidence)
+        if self.own is not None:
+            half = max(half, self.own.half_width(max(0.0, 1 - GUARD * (1 - confidence))))
+        return Estimate(self.mean, self.mean - half, self.mean + half, self.n)
+
+    def above(self, value: float) -> float:
+        """One-sided p value: of `value` or more by chance."""
+        assert self.pooled is not None
+        return max(self.pooled.above(value), self.own.above(value) / GUARD if self.own else 0.0)
+
 
 def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Welch's difference a - b (Biometrika 34, 1947), each group with its own variance. Few seeds cannot show that
-    variances are equal, and a pooled one would understate the error of a noisy variant."""
+    """Welch's difference a - b (Biometrika 34, 1947), each group with its own variance."""
     difference, n = float(np.mean(a) - np.mean(b)), min(len(a), len(b))
     variances = [0.0 if n < 2 or agree(values) else float(np.var(values, ddof=1)) for values in (a, b)]
     parts = [variance / len(values) for variance, values in zip(variances, (a, b), strict=True)]
     if not sum(parts):
-        return Difference(difference, math.nan, 0, math.nan, n)
-    below = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
-    return Difference(difference, math.sqrt(sum(parts)), sum(parts) ** 2 / below, math.sqrt(sum(variances) / 2), n)
+        return Difference(difference, None, None, math.nan, n)
+    below = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True) if part)
+    tested = TDistributed(math.sqrt(sum(parts)), sum(parts) ** 2 / below)
+    return Difference(difference, tested, None, math.sqrt(sum(variances) / 2), n)
+
+
+def paired(differences: Sequence[float]) -> Difference:
+    """The mean of paired differences."""
+    n, mean = len(differences), float(np.mean(differences))
+    if n < 2 or agree(differences):
+        return Difference(mean, None, None, math.nan, n)
+    deviation = float(np.std(differences, ddof=1))
+    return Difference(mean, TDistributed(deviation / math.sqrt(n), n - 1), None, deviation / math.sqrt(2), n)

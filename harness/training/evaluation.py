@@ -10,7 +10,7 @@ from torch import nn
 
 from harness.config import Data, Trial
 from harness.data.batches import DeviceSplit, Normalizer, device_data, pick_device
-from harness.run.records import TrialRecord, write_trial
+from harness.run.records import TrialRecord, write_correct, write_trial
 from harness.training.compilation import to_device
 from harness.training.execution import ExecutionPlan, autocast
 from harness.training.features import Features, StoredFeatures, are_cached
@@ -40,12 +40,17 @@ class Evaluation:
 
     def __call__(self, part: DeviceSplit, precision: str) -> tuple[float, float]:
         """(mean cross-entropy, accuracy)"""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        loss, correct = self.by_image(part, precision)
+        return loss, float(correct.double().mean())
+
+    def by_image(self, part: DeviceSplit, precision: str) -> tuple[float, torch.Tensor]:
+        """(mean cross-entropy, whether each image is classified correctly: bool [N])"""
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        correct = []
         for logits, labels in self.logits(part, precision):
-            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-            sums += torch.stack((loss.double(), (logits.argmax(1) == labels).sum().double()))
-        loss, accuracy = (sums / len(part.rows)).tolist()
-        return loss, accuracy
+            loss += nn.functional.cross_entropy(logits, labels, reduction="sum").double()
+            correct.append(logits.argmax(1) == labels)
+        return float(loss / len(part.rows)), torch.cat(correct)
 
 
 def read_test(folder: Path, record: TrialRecord, data: Data, device: str = "auto") -> TrialRecord:
@@ -57,15 +62,22 @@ def read_test(folder: Path, record: TrialRecord, data: Data, device: str = "auto
     dataset, splits = device_data(data.model_dump_json(), str(target))
     trial = record.trial
     network = restore_network(folder, trial, record.weights_sha256, len(dataset.classes), dataset.input_size)
-    test_loss, test_accuracy = evaluate_test(network, trial, target, splits["test"], dataset.fingerprint)
-    record.metrics.test_accuracy, record.metrics.test_loss = test_accuracy, test_loss
+    record_test(folder, record, *evaluate_test(network, trial, target, splits["test"], dataset.fingerprint))
     return write_trial(folder, record)
+
+
+def record_test(folder: Path | None, record: TrialRecord, loss: float, correct: torch.Tensor) -> None:
+    """Set the metrics of a read of the test split in the record; write which images are `correct` to the folder."""
+    record.metrics.test_loss, record.metrics.test_accuracy = loss, float(correct.double().mean())
+    if folder is not None:
+        record.correct_sha256 = write_correct(folder, correct.cpu().numpy())
 
 
 def evaluate_test(
     network: Any, config: Trial, device: torch.device, part: DeviceSplit, fingerprint: str
-) -> tuple[float, float]:
-    """(loss, accuracy) of the uncompiled network, eager and in float32, whatever plan trained it."""
+) -> tuple[float, torch.Tensor]:
+    """(loss, whether each image is classified correctly) of the uncompiled network, eager and in float32, whatever plan
+    trained it."""
     network = to_device(network, device)
     plan = ExecutionPlan(device.type, "float32", "off", "channels_last", torch.get_num_threads())
     normalize: Any = Normalizer(config.normalization, device, plan.memory_format)
@@ -74,4 +86,4 @@ def evaluate_test(
         with contextlib.suppress(OSError):  # a full disk must not fail the test
             part = Features(network, config, plan, device, fingerprint).of("test", part, EVALUATION_BATCH)
             normalize, forward = StoredFeatures(plan.memory_format), network.head
-    return Evaluation(network, normalize, device, forward)(part, plan.precision)
+    return Evaluation(network, normalize, device, forward).by_image(part, plan.precision)

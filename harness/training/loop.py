@@ -31,7 +31,7 @@ from harness.run.records import (
 )
 from harness.training import execution
 from harness.training.compilation import forget_compiled
-from harness.training.evaluation import evaluate_test
+from harness.training.evaluation import evaluate_test, record_test
 from harness.training.job import TrainingJob
 from harness.training.network import NetworkSummary
 from harness.training.schedules import learning_rate_factor
@@ -228,9 +228,9 @@ def _finish(job: TrainingJob, record: TrialRecord, kept: "KeptWeights", setup: T
         plain = untrained_network(job, setup.data, restoring=True)
         plain.load_state_dict(kept.weights)
         fingerprint = setup.data.fingerprint
-        test_loss, test_accuracy = evaluate_test(plain, job.config, setup.device, setup.test, fingerprint)
+        loss, correct = evaluate_test(plain, job.config, setup.device, setup.test, fingerprint)
         timers.enter("checkpoint")
-        record.metrics.test_accuracy, record.metrics.test_loss = test_accuracy, test_loss
+        record_test(job.folder, record, loss, correct)
     if job.network is not None:
         job.network.load_state_dict(kept.weights)
         job.network.eval()
