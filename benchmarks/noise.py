@@ -48,8 +48,8 @@ def main(config: Noise) -> int:
     import numpy as np
     import torch
 
-    from benchmarks.inference import verdict
     from benchmarks.inference.sitting import AGAIN, Arm, Sitting
+    from benchmarks.inference.summary import summarize_rounds
     from export import Artifact
     from export.check import Check
     from harness.config import Benchmark, Normalization
@@ -91,7 +91,7 @@ def main(config: Noise) -> int:
                 more, costs, _ = sitting.replicate(number * config.replicates + replicate, progress)
                 rows += more
                 cold += costs
-            table = verdict.summarize_rounds(rows, cold, arms, arms[0].name, AGAIN).set_index("backend")
+            table = summarize_rounds(rows, cold, arms, arms[0].name, AGAIN, 0.005).set_index("backend")
             for kind, name in (("equal", AGAIN), ("slower", arms[1].name)):
                 row = table.loc[name]
                 ratios.append({"sitting": number, "kind": kind, **{k: row[k].item() for k in RATIO}})

@@ -21,6 +21,7 @@ from export.quantize import NotPossible, onnxruntime_logits, quantize
 from export.rewrite import rewrite
 from harness.config import Export, Normalization
 from harness.run.storage import Json
+from harness.stats.accuracy import Gate
 
 __all__ = ["CALIBRATION_IMAGES", "FORMATS", "Format", "NotPossible", "Source", "with_normalization"]
 
@@ -51,9 +52,9 @@ class Source:
             self._plain = to_onnx(self.network, self.example, self.settings.opset)
         return self._plain
 
-    def accuracy(self, model: onnx.ModelProto) -> float:
-        """Accuracy of the model on the validation images, in onnxruntime."""
-        return float((onnxruntime_logits(model, self.validation).argmax(1) == self.labels).mean())
+    def logits(self, model: onnx.ModelProto) -> np.ndarray:
+        """Logits of the validation images, in onnxruntime."""
+        return onnxruntime_logits(model, self.validation)
 
 
 Made = tuple[Any, Json]  # a model for `save`, and more fields for its manifest entry
@@ -84,8 +85,13 @@ class Format:
 
 def _int8(source: Source) -> Made:
     rewritten = rewrite(source.plain())
-    least = source.accuracy(rewritten) - source.settings.max_accuracy_drop
-    made, kept = quantize(rewritten, source.calibration, source.accuracy, least)
+    expected = source.logits(rewritten)
+
+    def judge(model: onnx.ModelProto) -> Gate:
+        allowed = source.settings.max_accuracy_drop
+        return compare_logits(source.logits(model), expected, source.labels, allowed).gate
+
+    made, kept = quantize(rewritten, source.calibration, judge)
     return with_tables(made), {"float32_layers": kept}
 
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from export.runtimes import Predict
-from harness.run.manifest import Interval, ParityRecord
-from harness.stats.intervals import Estimate, mean_interval
+from harness.run.manifest import ParityRecord
+from harness.stats.accuracy import Gate, Outcome
 
 TOLERANCE = 1e-3  # largest logit difference that a float32 export may show
 BATCH = 500
@@ -18,10 +17,10 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class Parity:
-    """How two sets of logits [N, classes] compare; `uncertain`: images whose class the difference could flip.
+    """How two sets of logits [N, classes] compare; `disagreeing`: images classified differently.
 
-    `lost`: images that only PyTorch classifies correctly, `gained`: that only the exported file does; `mcnemar_p`:
-    p-value of the exact test that both are equally likely.
+    `lost`: images that only PyTorch classifies correctly, `gained`: that only the exported file does. `allowed_drop`:
+    None for float32 files, whose logits must be PyTorch's.
     """
 
     images: int
@@ -30,31 +29,31 @@ class Parity:
     top1_agreement: float
     max_logit_difference: float
     disagreeing: list[int]
-    uncertain: list[int]
     lost: int
     gained: int
-    accuracy_change: Estimate
-    mcnemar_p: float
     allowed_drop: float | None
 
     @property
-    def passed(self) -> bool:
-        """Float32: within TOLERANCE, and the same class for every image whose margin exceeds twice the largest
-        difference. Otherwise: finite logits, and the interval of the accuracy change within the allowed drop."""
-        if self.allowed_drop is not None:
-            return math.isfinite(self.max_logit_difference) and self.accuracy_change.low >= -self.allowed_drop
-        return self.max_logit_difference <= TOLERANCE and set(self.disagreeing) <= set(self.uncertain)
+    def gate(self) -> Gate:
+        return Gate.of(self.lost, self.gained, self.images, self.allowed_drop or 0.0)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Float32: whether logits are within TOLERANCE. Otherwise: the accuracy gate, if the logits are finite."""
+        if self.allowed_drop is None:
+            return "passes" if self.max_logit_difference <= TOLERANCE else "fails"
+        return self.gate.outcome if math.isfinite(self.max_logit_difference) else "fails"
 
     def __str__(self) -> str:
-        change = self.accuracy_change
-        text = f"accuracy {self.accuracy:.4f} (PyTorch {self.torch_accuracy:.4f}, "
-        text += f"change [{100 * change.low:.2f}, {100 * change.high:.2f}] points), top-1 agreement "
-        text += f"{self.top1_agreement:.4%}, largest logit difference {self.max_logit_difference:.2e}"
-        return text if self.passed else text + "; exceeds what is allowed"
+        text = f"accuracy {100 * self.accuracy:.2f} % (PyTorch {100 * self.torch_accuracy:.2f} %), top-1 agreement "
+        text += f"{100 * self.top1_agreement:.2f} %, largest logit difference {self.max_logit_difference:.2e}"
+        if self.allowed_drop is None:
+            return text if self.outcome == "passes" else f"{text}; more than the tolerance of {TOLERANCE:g}"
+        return f"{text}; {self.gate}" if math.isfinite(self.max_logit_difference) else f"{text}; logits are not finite"
 
     def record(self) -> ParityRecord:
-        change = Interval.model_validate(vars(self.accuracy_change))
-        return ParityRecord.model_validate({**vars(self), "accuracy_change": change, "passed": self.passed})
+        found = {"accuracy_change": vars(self.gate.change), "outcome": self.outcome, "passed": self.outcome == "passes"}
+        return ParityRecord.model_validate(vars(self) | found)
 
 
 def compare_logits(
@@ -65,25 +64,17 @@ def compare_logits(
     `allowed_drop`: allowed drop in accuracy, 0 to 1, for files that are not exact; None for float32 files.
     """
     difference = np.abs(logits.astype(np.float64) - reference)
-    largest = float(np.where(np.isfinite(difference), difference, np.inf).max())
     own, expected = logits.argmax(1), reference.argmax(1)
-    top = np.sort(reference, axis=1)
-    margin = top[:, -1] - top[:, -2]
     right, was_right = own == labels, expected == labels
-    lost, gained = int((was_right & ~right).sum()), int((right & ~was_right).sum())
     return Parity(
         images=len(labels),
-        accuracy=float((own == labels).mean()),
-        torch_accuracy=float((expected == labels).mean()),
+        accuracy=float(right.mean()),
+        torch_accuracy=float(was_right.mean()),
         top1_agreement=float((own == expected).mean()),
-        max_logit_difference=largest,
+        max_logit_difference=float(np.where(np.isfinite(difference), difference, np.inf).max()),
         disagreeing=np.flatnonzero(own != expected).tolist(),
-        uncertain=np.flatnonzero(margin <= 2 * largest).tolist(),
-        lost=lost,
-        gained=gained,
-        # Paired by image: most agree, so the interval is far narrower than that of either accuracy.
-        accuracy_change=mean_interval((right.astype(float) - was_right).tolist()),
-        mcnemar_p=float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0,
+        lost=int((was_right & ~right).sum()),
+        gained=int((right & ~was_right).sum()),
         allowed_drop=allowed_drop,
     )
 

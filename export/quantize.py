@@ -2,7 +2,7 @@
 
 Uses onnxruntime's quantiser: QuantizeLinear and DequantizeLinear around the operators (QDQ), int8 weights with one
 scale per output channel, uint8 activations with the range observed on training images. Layers that cost too much
-accuracy stay in float32, the most harmful first, by measurement.
+accuracy stay in float32, the most harmful first, by the accuracy gate (harness/stats/accuracy.py) on validation images.
 """
 
 import logging
@@ -17,11 +17,12 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from export.parity import predict_all
+from harness.stats.accuracy import Gate, can_pass
 
 QUANTISED = ("Conv", "Gemm", "MatMul")
 CALIBRATION_BATCH = 64
 
-Score = Callable[[onnx.ModelProto], float]
+Judge = Callable[[onnx.ModelProto], Gate]
 
 
 class NotPossible(Exception):
@@ -83,25 +84,31 @@ class Quantizer:
         return sorted(self.layers, key=lambda layer: -harm[layer])
 
 
-def quantize(
-    model: onnx.ModelProto, calibration: np.ndarray, score: Score, least: float
-) -> tuple[onnx.ModelProto, list[str]]:
-    """The model with as many int8 layers as keep `score` (higher is better) at `least` or above; its float32 layers.
+def quantize(model: onnx.ModelProto, calibration: np.ndarray, judge: Judge) -> tuple[onnx.ModelProto, list[str]]:
+    """The model with as many int8 layers as pass the accuracy gate of `judge`; and its float32 layers.
 
-    Raises NotPossible where no layer can be quantised.
+    The most harmful layers go back to float32 until the model passes. If none passes, as on too few images, it is the
+    first that does not fail. Raises NotPossible where all fail.
     """
     with tempfile.TemporaryDirectory() as folder:
         quantizer = Quantizer(model, calibration, Path(folder))
         layers, kept, harmful = list(quantizer.layers), list[str](), list[str]()
-        found = quantizer.quantized(layers)
-        while layers and score(found) < least:
+        undecided: tuple[onnx.ModelProto, list[str]] | None = None
+        while layers:
+            found = quantizer.quantized(layers)
+            gate = judge(found)
+            if gate.outcome == "passes":
+                return found, kept
+            if gate.outcome != "fails":
+                undecided = undecided or (found, list(kept))
+                if not can_pass(gate.change.n, gate.allowed):
+                    break
             harmful = harmful or quantizer.by_harm()
             kept.append(harmful[len(kept)])
             layers.remove(kept[-1])
-            found = quantizer.quantized(layers)
-    if not layers:
+    if undecided is None:
         raise NotPossible("every layer in int8 costs more accuracy than is allowed")
-    return found, kept
+    return undecided
 
 
 def onnxruntime_logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:

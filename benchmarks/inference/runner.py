@@ -1,20 +1,22 @@
 """The inference benchmark: how fast each exported file is in each runtime, and which arm to ship.
 
 An arm is a file that a runtime serves. Accuracy comes before speed: an arm whose logits of the test images fail their
-check is listed but not timed. sitting.py times the arms; verdict.py computes ratios and a recommendation from that.
+check is listed but not timed. sitting.py times the arms, summary.py computes ratios from that, verdict.py recommends.
 """
 
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from benchmarks.inference import conditions, verdict
+from benchmarks.inference import conditions, summary, verdict
 from benchmarks.inference.sitting import AGAIN, REFERENCE, Arm, RuntimeProcess, Sitting
 from export import Artifact
 from export.check import Check
@@ -27,9 +29,15 @@ from harness.run import storage, system
 from harness.run.directory import BENCHMARKED, RunDirectory
 from harness.run.manifest import Manifest
 from harness.run.progress import Progress, duration
+from harness.run.records import Recommendation
 from harness.run.storage import Json, JsonFile
 from harness.run.tables import csv_text
+from harness.stats.accuracy import Gate
 from harness.stats.ranking import rank, winning_trial
+from harness.stats.sequential import REPLICATES, Look, looks_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEFAULT = (REFERENCE, "onnxruntime")
 COLUMNS = (
@@ -93,8 +101,15 @@ def benchmark_exported(run: RunDirectory, settings: Benchmark, progress: Progres
         if not timed or timed[0].name != REFERENCE:
             raise RuntimeError(f"the reference {REFERENCE} cannot be measured: {arms[0].note}")
         sitting = Sitting(timed, images, float(np.abs(reference).max()), settings, threads, log)
-        _measure(sitting, state, run, progress)
-    _conclude(arms, settings, state, run, progress)
+        for look in looks_of(settings.replicates, REPLICATES):
+            _measure(sitting, look.number or int(settings.replicates), state, run, progress)
+            table, recommended = _judge(arms, settings, state, run, look)
+            if settings.replicates == "auto":
+                known = "settled" if recommended.settled else "not settled"
+                progress.line(f"benchmark: {known} after {state.replicates} replicates which arms are fastest")
+            if recommended.settled:
+                break
+    _conclude(table, recommended, state, run, progress)
 
 
 def check_possible(settings: Benchmark, manifest: Manifest, cuda: str | None) -> None:
@@ -179,18 +194,21 @@ class ArmChecker:
             arm.note = str(reason)
             return
         arm.accuracy, arm.images_per_second = stored.parity, stored.images_per_second
-        lost = -arm.accuracy.accuracy_change.low
-        if not arm.accuracy.passed and (arm.precision == "float32" or not lost <= self.allowed):
+        parity = arm.accuracy
+        failed = not parity.passed
+        if arm.precision != "float32":  # the stored check may be of another allowed drop
+            failed = Gate.of(parity.lost, parity.gained, parity.images, self.allowed).outcome == "fails"
+            failed = failed or not math.isfinite(parity.max_logit_difference)
+        if failed:
             arm.note = "failed the parity check: not timed"
 
 
-def _measure(sitting: Sitting, state: BenchmarkState, run: RunDirectory, progress: Progress) -> None:
-    """Measure the missing replicates; rows and state are written after each."""
-    settings = sitting.settings
-    todo = range(state.replicates, settings.replicates)
+def _measure(sitting: Sitting, replicates: int, state: BenchmarkState, run: RunDirectory, progress: Progress) -> None:
+    """Measure the missing ones of these replicates; rows and state are written after each."""
+    todo = range(state.replicates, replicates)
     progress.line(
-        f"benchmark: {len(sitting.arms)} arms x batch sizes {settings.batch_sizes}, {len(todo)} replicates to measure, "
-        f"about {duration(len(todo) * sitting.estimated_seconds())}"
+        f"benchmark: {len(sitting.arms)} arms x batch sizes {sitting.settings.batch_sizes}, {len(todo)} replicates to "
+        f"measure, about {duration(len(todo) * sitting.estimated_seconds())}"
     )
     started = time.monotonic()
     for done, number in enumerate(todo, 1):
@@ -202,26 +220,35 @@ def _measure(sitting: Sitting, state: BenchmarkState, run: RunDirectory, progres
         state.rows_sha256 = storage.sha256(run.path / ROWS)
         state.write(run.path / BENCHMARKED)
         left = (time.monotonic() - started) / done * (len(todo) - done)
-        progress.line(f"benchmark: replicate {number + 1} of {settings.replicates} done, {duration(left)} left")
+        progress.line(f"benchmark: replicate {number + 1} of {replicates} done, {duration(left)} left")
+
+
+def _judge(
+    arms: list[Arm], settings: Benchmark, state: BenchmarkState, run: RunDirectory, look: Look
+) -> "tuple[pd.DataFrame, Recommendation]":
+    """The summary and the recommendation at a look."""
+    import pandas as pd
+
+    rows = [row for row in _rows(run) if look.number is None or row["replicate"] < look.number]
+    table = summary.summarize_rounds(rows, state.cold, arms, REFERENCE, AGAIN, settings.max_accuracy_drop, look.alpha)
+    return table, verdict.decide(table, pd.DataFrame(rows), settings, REFERENCE, AGAIN, look.alpha)
 
 
 def _conclude(
-    arms: list[Arm], settings: Benchmark, state: BenchmarkState, run: RunDirectory, progress: Progress
+    table: "pd.DataFrame", recommended: Recommendation, state: BenchmarkState, run: RunDirectory, progress: Progress
 ) -> None:
     """Write the summary and the recommendation, and log them."""
     written = [ROWS, "inference_summary.csv", "verdict.json"]
-    summary = verdict.summarize_rounds(_rows(run), state.cold, arms, REFERENCE, AGAIN)
-    storage.write_atomically(run.path / "inference_summary.csv", summary.to_csv(index=False))
+    storage.write_atomically(run.path / "inference_summary.csv", table.to_csv(index=False))
     if profiled := state.operators:
         text = csv_text(profiled[0], profiled)
         storage.write_atomically(run.path / "inference_operators.csv", text)
         written.append("inference_operators.csv")
-    recommended = verdict.decide(summary, settings, REFERENCE, AGAIN)
     recommended.environment = system.environment().to_json()
     recommended.write(run.path / "verdict.json")
     state.files = {name: storage.sha256(run.path / name) for name in written}
     state.write(run.path / BENCHMARKED)
-    for line in verdict.verdict_lines(summary, recommended, REFERENCE, AGAIN):
+    for line in verdict.verdict_lines(table, recommended, REFERENCE, AGAIN):
         progress.line(f"benchmark: {line}")
 
 

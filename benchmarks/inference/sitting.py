@@ -160,7 +160,7 @@ class Sitting:
         return rows
 
     def _where(self, number: int) -> str:
-        return f"benchmark: replicate {number + 1} of {self.settings.replicates}"
+        return f"benchmark: replicate {number + 1}"
 
     def _cell(
         self,

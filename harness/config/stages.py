@@ -101,7 +101,11 @@ class Benchmark(Strict):
         description="host: arrays in main memory, copies to and from a GPU included; device: images and logits stay on "
         "the GPU; both: one after the other, the recommendation is for host",
     )
-    replicates: int = Field(5, ge=2, description="fresh processes per arm; intervals are over replicates")
+    replicates: Annotated[int, Field(ge=2)] | Literal["auto"] = Field(
+        5,
+        description="fresh processes per arm; intervals are over replicates; auto: 5, then 8, 13 and 20 until it is "
+        "settled which arms are as fast as the fastest",
+    )
     rounds: int = Field(2, ge=1, description="interleaved measurements per arm and batch size in a replicate")
     round_seconds: float = Field(0.1, gt=0, description="shortest duration of a measurement")
     threads: int | None = Field(None, ge=1, description="threads of every runtime on CPU; default: the number of cores")

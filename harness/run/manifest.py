@@ -18,7 +18,9 @@ class Interval(JsonFile):
 
 
 class ParityRecord(JsonFile):
-    """How a file's logits compare with PyTorch's in float64 (export/parity.py has the terms)."""
+    """How a file's logits compare with PyTorch's in float64 (export/parity.py has the terms).
+
+    `outcome`: passes, fails or too few images (empty in files of earlier versions)."""
 
     images: int
     accuracy: float
@@ -26,12 +28,11 @@ class ParityRecord(JsonFile):
     top1_agreement: float
     max_logit_difference: float
     disagreeing: list[int]
-    uncertain: list[int]
     lost: int = 0
     gained: int = 0
     accuracy_change: Interval = Field(default_factory=lambda: Interval(mean=nan, low=nan, high=nan, n=0))
-    mcnemar_p: float = 1.0
     allowed_drop: float | None = None
+    outcome: str = ""
     passed: bool
 
 

@@ -225,8 +225,9 @@ class RunRecord(JsonFile):
 class Recommendation(JsonFile):
     """verdict.json: which file to ship in which runtime under the benchmark's constraints (`asked`).
 
-    `ship`: a row of inference_summary.csv, None where no arm meets the constraints; `tied`: arms not distinguishable
-    from it; `noise`: the interval of the reference against itself.
+    `ship`: a row of inference_summary.csv, None where no arm meets the constraints; `tied`: arms not shown to be slower
+    than the fastest; `reservation`: what could not be shown about it; `noise`: the interval of the reference against
+    itself; `alpha`: error probability spent; `settled`: more replicates would not change what is tied.
     """
 
     id: str
@@ -237,6 +238,10 @@ class Recommendation(JsonFile):
     noise: list[float] = Field(default_factory=list)
     ship: Json | None = None
     tied: list[str] = Field(default_factory=list)
+    reservation: str = ""
+    replicates: int = 0
+    alpha: float = 0.05
+    settled: bool = False
     sentence: str
     warnings: list[str] = Field(default_factory=list)
     environment: Json = Field(default_factory=dict)

@@ -43,7 +43,7 @@ def run_ablation(generator: TrialGenerator, run: RunDirectory, progress: Progres
     claims, looks, variants = resolved.claims_of(resolved.variants), looks_of(search.seeds), resolved.variants
     of, known = len(generator.search_trials()), 0
     for look in looks:
-        seeds = look.seeds or int(search.seeds)
+        seeds = look.number or int(search.seeds)
         trials = generator.repeats(seeds, variants)
         budget = search.time_budget_seconds
         left = None if budget is None else max(1.0, budget - (time.monotonic() - started))

@@ -95,17 +95,17 @@ def judge_claims(
 
 def _has_seeds(records: Sequence[TrialRecord], claim: "Claim", look: Look) -> bool:
     """Whether both variants have ended all seeds of the look."""
-    if look.seeds is None:
+    if look.number is None:
         return True
     ended = {(r.variant, r.index) for r in records if r.is_done or r.is_failure}
-    return all((name, i) in ended for name in (claim.variant, claim.than) for i in range(look.seeds))
+    return all((name, i) in ended for name in (claim.variant, claim.than) for i in range(look.number))
 
 
 def _at(
     look: Look, claims: Sequence["Claim"], numbers: Sequence[int], records: Sequence[TrialRecord]
 ) -> Iterator[tuple[int, Finding]]:
     """Findings about the claims with these numbers from the look's seeds alone."""
-    chosen = [r for r in records if r.variant and (look.seeds is None or r.index < look.seeds)]
+    chosen = [r for r in records if r.variant and (look.number is None or r.index < look.number)]
     models = {metric: _model(chosen, metric) for metric in {claims[i].metric for i in numbers}}
     tested = []
     for i in numbers:
@@ -151,7 +151,7 @@ def _finding(
     claim: "Claim",
     difference: Difference,
     ps: Mapping[Verdict, float],
-    step: "Step",
+    step: "HolmStep",
     look: Look,
     failed: Mapping[str, int],
 ) -> Finding:
@@ -184,19 +184,19 @@ def _finding(
 
 
 @dataclass(frozen=True)
-class Step:
+class HolmStep:
     """Holm's adjusted `p` of a test; alpha / `divisor` is the level at which it is tested."""
 
     p: float
     divisor: int
 
 
-def holm(ps: Sequence[float]) -> list[Step]:
+def holm(ps: Sequence[float]) -> list[HolmStep]:
     """Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979), in the given order."""
-    steps, largest = [Step(1.0, 1)] * len(ps), 0.0
+    steps, largest = [HolmStep(1.0, 1)] * len(ps), 0.0
     for done, position in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         largest = max(largest, min(1.0, (len(ps) - done) * ps[position]))
-        steps[position] = Step(largest, len(ps) - done)
+        steps[position] = HolmStep(largest, len(ps) - done)
     return steps
 
 

@@ -4,6 +4,7 @@ Looking after every added seed until something is settled would call a true null
 tables of 7 claims by 30 seeds). So `auto` looks at fixed numbers, and divides the error probability of 0.05 among them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,15 +16,16 @@ REPLICATES = (5, 8, 13, 20)
 
 @dataclass(frozen=True)
 class Look:
-    """A look at the first `seeds` seeds of each variant (None: all), which may spend `alpha`."""
+    """A look at the first `number` seeds or replicates (None: all there are), which may spend `alpha`."""
 
-    seeds: int | None
+    number: int | None
     alpha: float
 
 
 FIXED = (Look(None, 1 - CONFIDENCE),)
 
 
-def looks_of(seeds: int | Literal["auto"]) -> tuple[Look, ...]:
-    """The looks of `search.seeds`: with auto each spends an equal part of 0.05, so that all err in at most 5 %."""
-    return tuple(Look(number, (1 - CONFIDENCE) / len(SEEDS)) for number in SEEDS) if seeds == "auto" else FIXED
+def looks_of(number: int | Literal["auto"], automatic: Sequence[int] = SEEDS) -> tuple[Look, ...]:
+    """The looks of `search.seeds` or `benchmark.replicates`. With auto, each of the `automatic` ones spends an equal
+    part of 0.05, so that all together err in at most 5 % (Bonferroni)."""
+    return tuple(Look(n, (1 - CONFIDENCE) / len(automatic)) for n in automatic) if number == "auto" else FIXED
