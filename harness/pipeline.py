@@ -150,6 +150,7 @@ def run_stages(resolved: Resolved, command: str) -> int:
             try:
                 with progress.live():
                     run_stage(stage, generator, run, progress)
+                    _write_winner(run, config.search.metric)
             except BadInput:
                 raise
             except Exception as error:
@@ -183,6 +184,13 @@ def _begin(generator: TrialGenerator, data: "Dataset", run: "RunDirectory", comm
         check_code(run, networks, config.other_code, progress)
 
 
+def _write_winner(run: "RunDirectory", metric: str) -> None:
+    from harness.stats.ranking import rank, winning_trial
+
+    if ranked := rank(run.trials(), metric):
+        run.write_winner(winning_trial(ranked[0], metric))
+
+
 def run_stage(stage: str, generator: TrialGenerator, run: "RunDirectory", progress: "Progress") -> None:
     """Run one stage: read the results of earlier stages in the run directory and add those that are missing."""
     config = generator.resolved.config
@@ -209,23 +217,15 @@ def run_stage(stage: str, generator: TrialGenerator, run: "RunDirectory", progre
 
 def report_outcome(run: "RunDirectory", config: Tune, failed: list[str], seconds: float, progress: "Progress") -> int:
     """Log how the command ended; returns the exit code."""
+    from harness.reporting.page import run_headline
     from harness.run.progress import duration
-    from harness.stats.ranking import rank
 
     records = run.trials()
     broken = [r for r in records if r.status in ("failed", "oom")]
     for record in broken:
         progress.line(f"{record.status}: trial {record.id}: {record.error} ({run.trial_folder(record.id)})")
-    ranked = rank(records, config.search.metric)
-    if ranked:
-        best = ranked[0]
-        tests = [r.metrics.of("test_accuracy") for r in best.records if r.metrics.test_accuracy is not None]
-        text = f"best: {best.name}, {config.search.metric} {best.estimate.mean:.4f} over {best.estimate.n} seeds"
-        if tests:
-            text += f", test accuracy {sum(tests) / len(tests):.4f}"
-        ties = sum(one.tied for one in ranked)
-        text += f"; {ties} more tied with it at 95 %" if ties and best.estimate.n > 1 else ""
-        progress.line(text)
+    for line in run_headline(run).lines:
+        progress.line(line)
     progress.line(f"done in {duration(seconds)}" + (f"; failed stages: {', '.join(failed)}" if failed else ""))
     if "report" in config.stages and "report" not in failed:
         progress.line(f"report {run.path / 'report' / 'index.html'}")

@@ -105,12 +105,12 @@ def _choose(
     found.tied = [name for name in equal if name != best]
     found.reservation = reservations[best]
     sure = [name for name in names if not reservations[name]]
-    found.sentence = f"ship {_what(rows[best], reference)}"
+    found.sentence = f"ship {_fast(rows[best], reference)}, {_accurate(rows[best])}"
     if found.tied:
         found.sentence += f"; {', '.join(found.tied)} cannot be distinguished from it in speed"
     if found.reservation:
         found.sentence += f"; reservation: {found.reservation}"
-        found.sentence += f"; without reservation: {_what(rows[sure[0]], reference)}" if sure else ""
+        found.sentence += f"; without reservation: {_fast(rows[sure[0]], reference)}" if sure else ""
     found.settled = all(_is_as_good(compared, names[0], name, found.alpha / max(1, len(found.tied))) for name in equal)
 
 
@@ -128,15 +128,18 @@ def _is_as_good(compared: Comparison, best: str, other: str, alpha: float) -> bo
     return max(-interval.low, interval.high) < math.log(OF_INTEREST)
 
 
-def _what(row: Json, reference: str) -> str:
-    """An arm with its speed and its accuracy."""
+def _fast(row: Json, reference: str) -> str:
+    """An arm with its speed."""
     file, runtime = row["artifact"].split("/")[-1], row["backend"].split()[0]
-    text = f"{file} with {runtime} on {row['device']}: "
-    if row["backend"] == reference:
-        text += "the reference itself"
-    else:
-        text += f"{row['ratio']:.2f}{_limits(row['ratio_low'], row['ratio_high'])} times {reference}"
-    text += f" at batch {row['batch_size']:g}, test accuracy {100 * row['accuracy']:.2f} % "
+    speed = "the reference itself"
+    if row["backend"] != reference:
+        speed = f"{row['ratio']:.2f}{_limits(row['ratio_low'], row['ratio_high'])} times {reference}"
+    return f"{file} with {runtime} on {row['device']}: {speed} at batch {row['batch_size']:g}"
+
+
+def _accurate(row: Json) -> str:
+    """An arm's accuracy, also against PyTorch's."""
+    text = f"test accuracy {100 * row['accuracy']:.2f} % "
     text += f"[{100 * row['accuracy_low']:.2f}, {100 * row['accuracy_high']:.2f}], "
     if row["accuracy_gate"] == "exact":
         return text + "logits as PyTorch's"

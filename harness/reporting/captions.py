@@ -32,10 +32,11 @@ def of_trials(run: RunDirectory, recorded: RunRecord, records: list[TrialRecord]
             "Validation accuracy and loss of each trial of the search.",
             figures.validation_curves(histories),
         )
+    in_order = sorted(records, key=lambda r: (r.stage != "search", r.index, r.configuration_name, r.seed))
     booked = [
-        {"trial": r.id, "kind": kind, "seconds": r.timing.ledger.get(kind, 0.0)}
+        {"trial": f"{r.configuration_name}, seed {r.seed}", "kind": kind, "seconds": r.timing.ledger.get(kind, 0.0)}
         for kind in KINDS
-        for r in records
+        for r in in_order
         if any(kind in other.timing.ledger for other in records)
     ]
     if booked:
@@ -49,14 +50,15 @@ def of_trials(run: RunDirectory, recorded: RunRecord, records: list[TrialRecord]
         table = pd.DataFrame(
             [
                 {name: r.parameters.get(name, _base(r, name)) for name in parameters}
-                | {"val_accuracy": r.metrics.of("val_accuracy")}
+                | {"validation accuracy, %": 100 * r.metrics.of("val_accuracy")}
                 for r in rows
             ]
         )
+        logarithmic = {name for name, domain in recorded.parameters.items() if domain.startswith("LogUniform")}
         caption = (
             "Hyperparameters of each sample against its validation accuracy; stopped trials where they were stopped."
         )
-        yield "parallel_parameters", caption, figures.parallel_parameters(table, "val_accuracy")
+        yield "parallel_parameters", caption, figures.parallel_parameters(table, logarithmic)
 
 
 def of_ablation(
@@ -98,9 +100,7 @@ def of_ablation(
         for name, published in recorded.published.items():
             own = histories[histories["group"] == name]
             if len(own):
-                caption = (
-                    f"Validation accuracy of {name} over training, each seed; published test accuracy {published:g}."
-                )
+                caption = f"Validation accuracy of {name}, each seed; the line is the published test accuracy."
                 yield f"accuracy_{name}", caption, figures.accuracy_over_training(own, published)
     if gaps := [one for one in findings if one.metric == "gap"]:
         names = list(dict.fromkeys(name for one in gaps for name in (one.than, one.variant)))

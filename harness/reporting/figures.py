@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -14,11 +14,16 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from harness.training.timers import KINDS
 
 sns.set_theme(style="whitegrid", context="notebook", palette="colorblind", font_scale=0.9)
 
 
 WIDTH = 7.5  # inches; the page shows them at most this wide
+# One colour per kind of time, the same in every report.
+COLOURS = dict(zip(KINDS, sns.color_palette("colorblind", len(KINDS)), strict=True))
 MOST_LINES = 12  # more groups share a continuous palette without legend
 
 
@@ -27,8 +32,9 @@ def validation_curves(histories: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.4), layout="constrained")
     groups = histories["group"].nunique()
     many = groups > MOST_LINES
+    histories = histories.assign(percent=100 * histories["val_accuracy"])
     for axis, column, label in (
-        (axes[0], "val_accuracy", "validation accuracy"),
+        (axes[0], "percent", "validation accuracy, %"),
         (axes[1], "val_loss", "validation loss"),
     ):
         sns.lineplot(
@@ -77,7 +83,7 @@ def time_breakdown(table: pd.DataFrame) -> Figure:
         multiple="stack",
         discrete=True,
         shrink=0.75,
-        palette=sns.color_palette("colorblind", len(kinds))[::-1],
+        palette=[COLOURS[kind] for kind in kinds[::-1]],
         alpha=1,
         ax=axis,
     )
@@ -167,7 +173,7 @@ def accuracy_over_training(histories: pd.DataFrame, published: float) -> Figure:
         ax=axis,
     )
     axis.axhline(100 * published, color="0.3", linestyle="--", linewidth=1)
-    axis.annotate(f" published {published:g}", (axis.get_xlim()[0], 100 * published), va="bottom", fontsize=9)
+    axis.annotate(f" published {100 * published:g} %", (axis.get_xlim()[0], 100 * published), va="bottom", fontsize=9)
     axis.set(xlabel="epoch", ylabel="validation accuracy, %")
     return figure
 
@@ -194,33 +200,33 @@ def train_against_test(table: pd.DataFrame, order: Sequence[str]) -> Figure:
     return figure
 
 
-def parallel_parameters(table: pd.DataFrame, metric: str) -> Figure:
-    """Parallel coordinates: one line per trial over its parameters, coloured by `metric`, the last axis.
+def parallel_parameters(table: pd.DataFrame, logarithmic: Collection[str]) -> Figure:
+    """Parallel coordinates: one line per trial over its parameters, coloured by the metric, which is the last column.
 
-    `table`: one column per parameter, and `metric`. Numbers are placed on a linear scale (logarithmic where all are
-    positive and span more than a factor of 20), other values by category.
+    Numbers are placed on a linear scale (on a logarithmic one for the `logarithmic` columns), other values by category.
     """
-    columns = [*[c for c in table.columns if c != metric], metric]
+    columns = [str(name) for name in table.columns]
+    metric = columns[-1]
     figure, axis = plt.subplots(figsize=(max(WIDTH, 1.5 * len(columns)), 3.8), layout="constrained")
     places = np.empty((len(table), len(columns)))
     for position, name in enumerate(columns):
-        places[:, position], ticks = _scale(table[name])
+        places[:, position], ticks = _scale(table[name], logarithmic=name in logarithmic)
         axis.axvline(position, color="0.7", linewidth=1, zorder=0)
         for place, text in ticks:
             axis.annotate(
                 text,
                 (position, place),
-                xytext=(4, 0),
+                xytext=(5, 0),
                 textcoords="offset points",
                 va="center",
                 fontsize=8,
-                bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
+                path_effects=[withStroke(linewidth=3, foreground="white")],  # lines must not strike it through
                 zorder=5,
             )
     values = table[metric].to_numpy(dtype=float)
     colours = sns.color_palette("viridis", as_cmap=True)
     span = np.ptp(values) or 1.0
-    for row in np.argsort(values if metric == "val_accuracy" else -values):
+    for row in np.argsort(values):
         share = (values[row] - values.min()) / span
         axis.plot(range(len(columns)), places[row], color=colours(share), linewidth=1.8, alpha=0.9)
     axis.set_xticks(range(len(columns)), [c.replace(".", ".\n") for c in columns])
@@ -230,21 +236,21 @@ def parallel_parameters(table: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def _scale(values: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """(positions in [0, 1], ticks) of one axis."""
+def _scale(values: pd.Series, *, logarithmic: bool) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """(positions in [0, 1], ticks) of one axis. On a logarithmic one, zeros (of the base) lie below all others."""
     numeric = pd.to_numeric(values, errors="coerce")
     if numeric.notna().all() and not values.map(lambda v: isinstance(v, bool)).any():
         numbers = numeric.to_numpy(dtype=float)
-        logarithmic = numbers.min() > 0 and numbers.max() / numbers.min() > 20
-        scaled = np.log(numbers) if logarithmic else numbers
-        low, high = scaled.min(), scaled.max()
-        if low == high:
+        drawn = numbers > 0 if logarithmic else np.full(len(numbers), True)
+        scaled = np.log(numbers[drawn]) if logarithmic else numbers
+        if not len(scaled) or (scaled.min() == scaled.max() and drawn.all()):
             return np.full(len(numbers), 0.5), [(0.5, f"{numbers[0]:.3g}")]
-        ticks = np.linspace(low, high, 4)
-        texts = [f"{np.exp(t) if logarithmic else t:.3g}" for t in ticks]
-        return (scaled - low) / (high - low), [
-            ((t - low) / (high - low), text) for t, text in zip(ticks, texts, strict=True)
-        ]
+        low, span, bottom = scaled.min(), np.ptp(scaled) or 1.0, 0.0 if drawn.all() else 0.15
+        places = np.zeros(len(numbers))
+        places[drawn] = bottom + (1 - bottom) * (scaled - low) / span
+        ticks = [(float(bottom + (1 - bottom) * (t - low) / span), t) for t in np.linspace(low, scaled.max(), 4)]
+        texts = [(place, f"{np.exp(t) if logarithmic else t:.3g}") for place, t in ticks]
+        return places, texts if drawn.all() else [(0.0, "0"), *texts]
     names = sorted(values.astype(str).unique())
     step = 1 / max(len(names) - 1, 1)
     where = {name: (i * step if len(names) > 1 else 0.5) for i, name in enumerate(names)}

@@ -51,6 +51,10 @@ class RunDirectory:
     def configuration_file(self) -> Path:
         return self.path / "run.json"
 
+    @property
+    def winner_file(self) -> Path:
+        return self.path / "winner.json"
+
     def trial_folder(self, trial_id: str) -> Path:
         return self.path / "trials" / trial_id
 
@@ -151,6 +155,11 @@ class RunDirectory:
         import pandas
 
         return pandas.read_csv(self.trial_folder(trial_id) / HISTORY_FILE)
+
+    def write_winner(self, winner: TrialRecord) -> None:
+        """Write the whole configuration of a trial and of its data, which `space=` takes to train it again."""
+        data = self.recorded().config["data"]
+        storage.write_json(self.winner_file, {"id": winner.id, "trial": winner.config, "data": data})
 
     def write_trials_csv(self) -> None:
         rows = [record.row() for record in self.trials()]

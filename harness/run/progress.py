@@ -83,6 +83,11 @@ class Progress:
         return show
 
 
+def counted(count: int, word: str) -> str:
+    """A count with its noun: 1 seed, 2 seeds."""
+    return f"{count:,} {word}" + ("" if count == 1 else "s")
+
+
 def duration(seconds: float) -> str:
     """Format seconds: 45 s, 3 min 20 s, 2 h 05 min."""
     whole = max(0, round(seconds))

@@ -157,7 +157,7 @@ class TrialRecord(JsonFile):
 
 
 class DataRecord(JsonFile):
-    """The images of a run: classes, side in pixels, number of images per split."""
+    """The images of a run: classes, side in pixels, number of images per split, test images by class."""
 
     classes: list[str]
     fingerprint: str
@@ -165,6 +165,7 @@ class DataRecord(JsonFile):
     train: int
     validation: int
     test: int
+    test_by_class: list[int] = Field(default_factory=list)
 
 
 class PlanChoice(JsonFile):

@@ -135,7 +135,7 @@ def check_networks(resolved: Resolved, planner: "TrialGenerator", data: "Dataset
 def run_record(resolved: Resolved, data: "Dataset", trained: set[str], recorded: RunRecord | None) -> RunRecord:
     """run.json without command lines and environment. `trained`: variants that have trials; `recorded`: the run.json
     before this command."""
-    space = resolved.space
+    space, labels = resolved.space, data.test.labels[data.test.rows]
     variants = [name for name in space.variants if name in trained or name in resolved.variants]
     return RunRecord(
         config=resolved.config.model_dump(mode="json"),
@@ -153,5 +153,6 @@ def run_record(resolved: Resolved, data: "Dataset", trained: set[str], recorded:
             train=len(data.train),
             validation=len(data.validation),
             test=len(data.test),
+            test_by_class=[int((labels == i).sum()) for i in range(len(data.classes))],
         ),
     )

@@ -36,7 +36,9 @@ class Resolved:
     def identity(self) -> dict[str, Any]:
         """The values that identify the run; more samples, seeds, variants or stages do not change it."""
         name = self.config.space
-        space = str(Path(name).expanduser().absolute()) if name.endswith(".py") else name
+        space = str(Path(name).expanduser().absolute()) if name.endswith((".py", ".json")) else name
+        if name.endswith(".json"):
+            space += f" {storage.sha256(Path(name).expanduser())[:16]}"
         if self.given is not None:
             space = f"Space {hashlib.sha256(repr(self.given).encode()).hexdigest()[:16]}"
         data = self.config.data.model_dump(mode="json")
@@ -124,8 +126,23 @@ def _without(space: Space, pinned: Mapping[str, Any], config: Tune) -> Space:
 
 
 def load_space(name: str) -> Space:
-    """The SPACE of a named space or a FILE.py. Raises BadInput where it is missing or not a Space."""
+    """The SPACE of a named space or a FILE.py, or the configuration in a run's winner.json as a space of its own.
+
+    Raises BadInput where it is missing or not a Space.
+    """
+    if name.endswith(".json"):
+        return _winner_space(Path(name).expanduser())
     space = plugins.load("tune_spaces", name, "SPACE")
     if not isinstance(space, Space):
         raise BadInput(f"space={name}: SPACE is a {type(space).__name__}; make it a tune_spaces.Space")
     return space
+
+
+def _winner_space(path: Path) -> Space:
+    try:
+        found = storage.read_json(path)
+        trial, data = dict(found["trial"]), dict(found["data"])
+        options = {f"options.{key}": value for key, value in trial.pop("options", {}).items()}
+    except (OSError, storage.Corrupt, KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"space={path}: is no winner.json of a run ({type(error).__name__}: {error})") from error
+    return Space(trial=flatten(trial, keep_lists=True) | options, data=flatten(data, keep_lists=True))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from harness.run.progress import counted
 from harness.run.records import TrialRecord
 from harness.stats.comparison import Comparison
 from harness.stats.intervals import CONFIDENCE, Difference, Estimate
@@ -49,10 +50,10 @@ class Finding:
         mean, low, high = (100 * v for v in (self.difference.mean, self.difference.low, self.difference.high))
         interval = "" if math.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
         what = "points" if self.metric == "test_accuracy" else f"points of {METRICS[self.metric]}"
-        text = f"{self.says}: {mean:+.1f}{interval} {what} over {plural(self.difference.n, 'seed')}"
+        text = f"{self.says}: {mean:+.1f}{interval} {what} over {counted(self.difference.n, 'seed')}"
         interest = f"{100 * self.of_interest:g} points"
         if self.failed:
-            names = ", ".join(f"{plural(count, 'seed')} of {name} failed" for name, count in self.failed.items())
+            names = ", ".join(f"{counted(count, 'seed')} of {name} failed" for name, count in self.failed.items())
             text += f" ({names})"
         if self.verdict == "not settled":
             return f"{text}, not settled{self._cost(interest)}"
@@ -65,10 +66,6 @@ class Finding:
         low, high = self.seeds
         about = f"more than {MOST:,}" if low > MOST else f"{low:,} or more" if high is None else f"{low:,} to {high:,}"
         return f"; {about} seeds per variant would settle {interest}"
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count:,} {word}" + ("" if count == 1 else "s")
 
 
 def judge_claims(
