@@ -12,7 +12,7 @@ import pytest
 from harness.config import Data, Trial
 from harness.run.directory import RunDirectory
 from harness.run.manifest import ParityRecord
-from harness.run.records import DataRecord, RunRecord, TrialRecord
+from harness.run.records import DataRecord, Metrics, RunRecord, TrialRecord
 from tune_spaces import Space
 
 TOP = Path(__file__).parent.parent
@@ -87,7 +87,8 @@ def run_record(space: Space | None = None, side: int = 16) -> RunRecord:
     classes = list("0123456789")
     counts = {"train": 1000, "validation": 100, "test": 100}
     data = DataRecord(classes=classes, fingerprint="f", input_size=side, **counts)
-    record = RunRecord(config={}, identity={}, data=data)
+    config = {"search": {"metric": "val_accuracy", "seeds": 3}, "data": {"name": "digits"}, "space": "small"}
+    record = RunRecord(config=config, identity={}, data=data)
     if space is not None:
         record.claims = [vars(claim) for claim in space.claims]
         record.variants = {name: dict(changes) for name, changes in space.variants.items()}
@@ -135,9 +136,31 @@ def exported(run: RunDirectory) -> Path:
     return manifest
 
 
-def parity(change=0.0, half=0.001):
-    """A parity record of an accuracy that changes by `change`, plus or minus `half`."""
-    interval = {"mean": change, "low": change - half, "high": change + half, "n": 100}
-    figures = {"accuracy": 0.8 + change, "torch_accuracy": 0.8, "top1_agreement": 1.0, "max_logit_difference": 1e-6}
-    lists = {"disagreeing": [], "uncertain": []}
-    return ParityRecord(**figures, **lists, accuracy_change=interval, images=100, passed=True)
+def parity(lost=0, gained=0, images=10_000):
+    """A parity record of these numbers of lost and gained images."""
+    return ParityRecord(
+        images=images,
+        accuracy=0.8 + (gained - lost) / images,
+        torch_accuracy=0.8,
+        top1_agreement=1.0,
+        max_logit_difference=1e-6,
+        disagreeing=[],
+        lost=lost,
+        gained=gained,
+        passed=True,
+    )
+
+
+def trial_record(index, seed, accuracy, stage="search", status="finished", variant=""):
+    """A trial that ended with this validation accuracy."""
+    return TrialRecord(
+        id=f"{index}-{seed}",
+        stage=stage,
+        status=status,
+        variant=variant,
+        index=index,
+        seed=seed,
+        parameters={"x": index} if index else {},
+        config={"x": variant or index},
+        metrics=Metrics(val_accuracy=accuracy, val_loss=1 - accuracy),
+    )

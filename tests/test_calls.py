@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
+import pandas as pd
 import pytest
 import torch
 from conftest import exported, parity
@@ -13,6 +14,7 @@ from benchmarks.inference import calls, conditions, operators, verdict
 from benchmarks.inference import sitting as sitting_module
 from benchmarks.inference.server import RuntimeServer
 from benchmarks.inference.sitting import AGAIN, REFERENCE, Arm, Sitting
+from benchmarks.inference.summary import summarize_rounds
 from export import Artifact
 from export.runtimes import Served, Unavailable
 from export.runtimes.onnxruntime_graph import at_fixed_addresses
@@ -187,7 +189,7 @@ def test_both_scopes_in_one_sitting(monkeypatch, tmp_path):
         more, costs, _ = one.replicate(number, Progress())
         rows += more
         cold += costs
-    summary = verdict.summarize_rounds(rows, cold, arms, REFERENCE, AGAIN)
+    summary = summarize_rounds(rows, cold, arms, REFERENCE, AGAIN, 0.005)
     ratios = {(row.scope, row.backend): row.ratio for row in summary.itertuples()}
     assert ratios[("host arrays", "fast")] == pytest.approx(2.0)
     assert ratios[("device arrays", "fast")] == pytest.approx(4.0)
@@ -199,9 +201,10 @@ def test_both_scopes_in_one_sitting(monkeypatch, tmp_path):
         ["device arrays", "arrays alone", "takes only host arrays"]
     ]
     assert set(summary["peak_device_bytes"].dropna()) == {2.0}
-    told = verdict.decide(summary, settings, REFERENCE, AGAIN)
+    told = verdict.decide(summary, pd.DataFrame(rows), settings, REFERENCE, AGAIN)
     assert (told.scope, told.ship["backend"]) == ("host arrays", "arrays alone")
-    assert verdict.decide(summary, Benchmark(scope="device"), REFERENCE, AGAIN).ship["backend"] == "fast"
+    on_device = verdict.decide(summary, pd.DataFrame(rows), Benchmark(scope="device"), REFERENCE, AGAIN)
+    assert (on_device.ship["backend"], on_device.ship["ratio"]) == ("fast", pytest.approx(4))
     alone = Sitting(arms, tmp_path, 1.0, Benchmark(scope="device", batch_sizes=[64]), 1, tmp_path / "log")
     rows, _, _ = alone.replicate(0, Progress())
     assert {row["backend"] for row in rows} == {REFERENCE, "fast", AGAIN}

@@ -12,6 +12,7 @@ from export.onnx import to_onnx
 from export.quantize import Quantizer, onnxruntime_logits, quantize
 from export.rewrite import rewrite
 from harness.config import Trial, plugins
+from harness.stats.accuracy import Gate
 from harness.training.network import build_network
 
 
@@ -25,6 +26,10 @@ def small_network():
 def quantizer(tmp_path_factory):
     images = torch.randn(64, 3, SIDE, SIDE)
     return Quantizer(rewrite(to_onnx(small_network(), images[:2], 20)), images.numpy(), tmp_path_factory.mktemp("int8"))
+
+
+def gate(lost, images=1000):
+    return Gate.of(lost, 0, images, 0.005)
 
 
 def relative_error(model, images):
@@ -98,13 +103,26 @@ def test_layers_that_cost_too_much_stay_in_float32(quantizer):
     """The most harmful first, and no more than needed."""
     order = quantizer.by_harm()
     assert sorted(order) == sorted(quantizer.layers)
+    limit = 0.8 * relative_error(quantizer.quantized(quantizer.layers), quantizer.calibration)
     _, kept = quantize(
         quantizer.model,
         quantizer.calibration,
-        lambda found: -relative_error(found, quantizer.calibration),
-        -0.8 * relative_error(quantizer.quantized(quantizer.layers), quantizer.calibration),
+        lambda found: gate(lost=30 if relative_error(found, quantizer.calibration) > limit else 0),
     )
     assert 0 < len(kept) < len(order)
     assert kept == order[: len(kept)]
     with pytest.raises(NotPossible, match="every layer in int8 costs more"):
-        quantize(quantizer.model, quantizer.calibration, lambda found: 0.0, 1.0)
+        quantize(quantizer.model, quantizer.calibration, lambda found: gate(lost=30))
+
+
+@pytest.mark.parametrize(("images", "asked"), [(160, 1), (1000, 6)])
+def test_too_few_images_leave_every_layer_in_eight_bits(quantizer, images, asked):
+    """Where nothing can pass, the first that does not fail; where something might, only after all were tried."""
+    judged = []
+
+    def judge(model):
+        judged.append(model)
+        return gate(lost=2, images=images)
+
+    _, kept = quantize(quantizer.model, quantizer.calibration, judge)
+    assert (kept, len(judged)) == ([], asked)

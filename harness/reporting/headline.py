@@ -157,7 +157,7 @@ def image_reservations(recorded: RunRecord) -> list[str]:
 
 
 def _of_looks(recorded: RunRecord) -> list[str]:
-    """Seeds added by hand after a look: each look at the claims may err."""
+    """Seeds added after a look without a plan: each look at the claims may err."""
     alpha = sum(look.alpha for look in recorded.looks)
     if not recorded.claims or alpha <= 1 - CONFIDENCE + 1e-9:
         return []

@@ -67,7 +67,7 @@ class VariantRow:
         )
 
 
-def of_ranking(ranked: Sequence[Ranked], metric: str, changes: Mapping[str, str]) -> Table:
+def ranking_table(ranked: Sequence[Ranked], metric: str, changes: Mapping[str, str]) -> Table:
     """`changes`: text of a trial's changes to the base, by id."""
     rows = []
     for one in ranked:
@@ -97,7 +97,7 @@ def standing(one: Ranked, ranked: Sequence[Ranked]) -> str:
     return f"worse (p = {one.p:.2g})" if one.p < 1 - CONFIDENCE else failed or "worse"
 
 
-def of_variants(variants: Sequence[VariantRow]) -> Table:
+def variants_table(variants: Sequence[VariantRow]) -> Table:
     headers = ["variant", "published, %", "test accuracy", "seeds", "training minus test, points"]
     rows = [
         [
@@ -115,7 +115,7 @@ def of_variants(variants: Sequence[VariantRow]) -> Table:
     return Table([*headers, "epochs", "seconds per trial", "parameters"], rows)
 
 
-def of_trials(records: Sequence[TrialRecord], changes: Mapping[str, str]) -> Table:
+def trials_table(records: Sequence[TrialRecord], changes: Mapping[str, str]) -> Table:
     headers = ["trial", "stage", "configuration", "seed", "status", "epochs", "validation accuracy, %"]
     rows = []
     for r in sorted(records, key=lambda r: (r.stage != "search", SHOWN_STATUS.index(r.status), r.index)):
@@ -137,7 +137,7 @@ def of_trials(records: Sequence[TrialRecord], changes: Mapping[str, str]) -> Tab
     return Table([*headers, "test accuracy, %", "seconds", "changes to the base, reason"], rows)
 
 
-def of_files(manifest: Manifest) -> Table:
+def files_table(manifest: Manifest) -> Table:
     """The exported files with their parity."""
     headers = ["file", "input", "MB", "test accuracy, %", "change, points", "same class, %", "largest logit difference"]
     return Table([*headers, "check", "SHA-256"], [_file(name, entry) for name, entry in manifest.files.items()])
@@ -168,7 +168,7 @@ def points(change: Estimate) -> str:
     return f"{100 * change.mean:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}]"
 
 
-def of_inference(summary: "pd.DataFrame") -> Table:
+def inference_table(summary: "pd.DataFrame") -> Table:
     """The measured arms, and those that are absent."""
     headers = ["batch", "runtime", "images/s", "p50, ms", "p90, ms", "p99, ms", "times the reference"]
     headers += ["test accuracy, %", "change, points", "load, s", "first call, s", "peak MiB", "note"]
