@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom
 
-from harness.stats.accuracy import Gate, accuracy_interval, can_pass, change_interval, image_error, score, z_limit
+from harness.stats.accuracy import Gate, accuracy_interval, can_pass, change_interval, score, z_limit
 
 ORDER = ["fails", "too few images", "passes"]
 
@@ -100,6 +100,3 @@ def test_accuracy_interval():
     perfect = accuracy_interval(160, 160)
     assert (perfect.mean, perfect.high) == (1, pytest.approx(1))
     assert perfect.low == pytest.approx(1 / (1 + z_limit() ** 2 / 160))
-    assert image_error(np.array([True, False, True, True]).astype(float)) == pytest.approx(
-        math.sqrt(3 / 16 * 4 / 3 / 4)
-    )

@@ -53,7 +53,7 @@ def test_values_are_read_by_their_type():
 
 
 BAD = {
-    "space=finl": r"space=finl: unknown; did you mean final\? choose one of baseline, final",
+    "space=finl": r"space=finl: unknown; did you mean final\? choose one of annealed, baseline, final",
     "space=quick trial.optimizer.lr=-1": r"trial\.optimizer\.lr=-1: input should be greater than 0",
     "space=quick trial.optimizer.lr=nan": r"trial\.optimizer\.lr=nan: input should be a finite number",
     "space=quick trial.optimizer.lr=abc": r"trial\.optimizer\.lr=abc: input should be a valid number",

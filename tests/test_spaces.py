@@ -237,3 +237,23 @@ def test_without_claims_each_variant_is_compared_with_the_first():
     assert [c.than for c in resolved.claims_of(["model1", "model1_adam", "model2"])] == ["model1_adam", "model1"]
     bare = dataclasses.replace(resolved, space=dataclasses.replace(resolved.space, claims=()))
     assert [(c.variant, c.than) for c in bare.claims_of(["a", "b", "c"])] == [("b", "a"), ("c", "a")]
+
+
+def test_a_winner_is_a_space(small_run):
+    """winner.json has the whole configuration of a run's winner; given values pin what they set, as of any space."""
+    run = RunDirectory(small_run[0])
+    winner = json.loads((run.path / "winner.json").read_text())
+    resolved = resolve({"space": str(run.path / "winner.json"), "trial.epochs": 7})
+    record = next(r for r in run.trials() if r.id == winner["id"])
+    assert resolved.base == record.trial.model_dump(mode="json") | {"epochs": 7}
+    assert resolved.config.data.model_dump(mode="json") == run.recorded().config["data"]
+    assert not resolved.space.parameters
+    assert resolved.run.name.startswith("winner-")
+
+
+def test_what_is_no_winner_is_refused(tmp_path):
+    for name, text in (("absent", None), ("empty", "{}"), ("other", '{"trial": 3}')):
+        if text is not None:
+            (tmp_path / f"{name}.json").write_text(text)
+        with pytest.raises(BadInput, match=r"space=.*is no winner.json of a run"):
+            resolve({"space": str(tmp_path / f"{name}.json")})

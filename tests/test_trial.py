@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from harness.config import Data, Trial
 from harness.run import checkpoints, storage
-from harness.run.records import HISTORY_COLUMNS, TRIAL_FILE, WEIGHTS_FILE, Resumption, read_trial
+from harness.run.records import HISTORY_COLUMNS, TRIAL_FILE, WEIGHTS_FILE, Resumption, read_correct, read_trial
 from harness.training.evaluation import read_test
 from harness.training.job import TrainingJob
 from harness.training.loop import oldest_is_lowest, train_job, training_loop
@@ -187,6 +187,7 @@ def test_test_set_is_not_read_unless_asked(digits, tmp_path):
     later = read_test(tmp_path, record, digits)
     asked, _ = run(digits)
     assert later.metrics.test_accuracy == asked.metrics.test_accuracy
+    assert read_correct(tmp_path, later, 20).mean() == pytest.approx(later.metrics.test_accuracy)
     assert read_trial(tmp_path) == later
 
 

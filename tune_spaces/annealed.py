@@ -8,7 +8,7 @@ which each may spend a fifth of 0.05; t-tests under the comparison model of harn
 correction over the open claims. A claim is settled by a difference, or by showing that there is none as large as half a
 point of test accuracy (two points of the gap between training and test accuracy). All variants keep their last weights;
 `model1` and its variants train for eight epochs, `final` and its variant for five. Expect 140 s a trial of `model1` and
-ten minutes a trial of `final` on one CPU core (bfloat16, `trial.compile=kernels`).
+ten minutes a trial of `final`, two trials at a time on 2 CPU cores (bfloat16, `trial.compile=kernels`).
 """
 
 from tune_spaces import Claim, Space, published

@@ -106,9 +106,7 @@ def build_config(model: type[M], tree: dict[str, Any], where: str = "") -> M:
         return model.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        parts = [str(part) for part in first["loc"]]
-        names = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
-        name = next((name for name in names if name in {key.name for key in keys(model)}), names[0])  # less union tags
+        name = _location(first["loc"], model)
         reason = first["msg"].removeprefix("Value error, ")
         reason = reason[0].lower() + reason[1:]
         if first["type"] == "missing":
@@ -116,8 +114,17 @@ def build_config(model: type[M], tree: dict[str, Any], where: str = "") -> M:
         subject = f"{name}={first['input']}" if not isinstance(first["input"], dict) else name
         known = next((key for key in keys(model) if key.name == name), None)
         hint = f"; {plugin_choices(known)}" if known and known.folder else "; `--help` has types and ranges"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        others = len({_location(one["loc"], model) for one in error.errors()}) - 1
+        more = f" (and {others} more)" if others else ""
         raise BadInput(f"{where}{subject}: {reason}{hint}{more}") from error
+
+
+def _location(parts: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """The dotted key of an error, without pydantic's name of a member of a union behind it."""
+    known = {key.name for key in keys(model)}
+    names = [".".join(map(str, parts[:n])) for n in range(len(parts) + 1)]
+    key = next((n for n, name in enumerate(names) if name in known), len(parts))
+    return names[key] if key < len(parts) and isinstance(parts[key], str) else names[-1]
 
 
 def plugin_choices(key: Key) -> str:

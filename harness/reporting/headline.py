@@ -5,21 +5,17 @@ file to ship, and the reservations about each.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from harness.reporting.words import METRIC_NAMES, listed, measured, percent
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
 from harness.run.progress import counted
 from harness.run.records import Recommendation, RunRecord, TrialRecord, read_correct
-from harness.stats.accuracy import accuracy_interval, image_error
+from harness.stats.accuracy import accuracy_interval
 from harness.stats.claims import REASONABLE, Finding
+from harness.stats.images import Correct, image_margin
 from harness.stats.intervals import CONFIDENCE, seeds_interval
 from harness.stats.ranking import Ranked
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 FEW_POINTS = 0.02  # a test set that leaves an accuracy more uncertain than this is said to be small
 FEW_IN_CLASS = 10
@@ -56,7 +52,7 @@ def headline(
     tested = [record for record in best.records if record.metrics.test_accuracy is not None]
     if tested:
         facts["Test accuracy"] = mean_test_accuracy(
-            [r.metrics.of("test_accuracy") for r in tested], images, _correct(run, tested, images)
+            [r.metrics.of("test_accuracy") for r in tested], images, correct_images(run, tested, images)
         )
     if manifest is not None and manifest.torch_accuracy is not None:
         own = accuracy_interval(round(manifest.torch_accuracy * images), images)
@@ -93,7 +89,7 @@ def _seeds(best: Ranked) -> str:
     return "" if best.estimate.n == 1 else f", mean of {counted(best.estimate.n, 'seed')}{interval}"
 
 
-def mean_test_accuracy(values: Sequence[float], images: int, correct: "npt.NDArray[np.bool_] | None") -> str:
+def mean_test_accuracy(values: Sequence[float], images: int, correct: Correct | None) -> str:
     """Mean test accuracy with what other seeds and other test images would change, in points at 95 %.
 
     `correct`: bool [seeds, images], whether each seed's network classifies each image correctly.
@@ -107,20 +103,19 @@ def mean_test_accuracy(values: Sequence[float], images: int, correct: "npt.NDArr
         seeds = f"other seeds: ±{percent(over.high - mean)} points"
     binomial = accuracy_interval(round(mean * images), images)
     half = max(binomial.high - mean, mean - binomial.low)
-    if correct is not None and (error := image_error(correct.mean(0))) > 0:
-        from scipy.special import ndtri
-
-        half = float(ndtri(0.5 + CONFIDENCE / 2)) * error
+    if correct is not None:
+        half = image_margin(correct) or half  # a perfect score has no deviation, but an uncertain accuracy
     mean_of = f", mean of {counted(len(values), 'seed')}" if len(values) > 1 else ""
     return f"{percent(mean)} %{mean_of} ({seeds}; other test images: ±{percent(half)} points)"
 
 
-def _correct(run: RunDirectory, records: Sequence[TrialRecord], images: int) -> "npt.NDArray[np.bool_] | None":
+def correct_images(run: RunDirectory, records: Sequence[TrialRecord], images: int) -> Correct | None:
+    """Which test `images` the networks of these trials classify correctly; None where a trial did not keep it."""
     import numpy as np
 
     found = [read_correct(run.trial_folder(record.id), record, images) for record in records]
     kept = [one for one in found if one is not None]
-    return np.stack(kept) if len(kept) == len(records) else None
+    return np.stack(kept) if kept and len(kept) == len(records) else None
 
 
 def ranking_reservations(ranked: Sequence[Ranked]) -> list[str]:

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 from harness.config.keys import flatten
 from harness.reporting import captions, tables
-from harness.reporting.headline import Headline, headline
+from harness.reporting.headline import Headline, correct_images, headline
 from harness.reporting.tables import VariantRow
-from harness.reporting.words import METRIC_NAMES, data_name, number, space_name
+from harness.reporting.words import METRIC_NAMES, data_name, number, percent, space_name
 from harness.run import storage
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
 from harness.run.records import Recommendation, RunRecord, TrialRecord
+from harness.stats.accuracy import change_interval
 from harness.stats.claims import Finding, judge_claims
+from harness.stats.images import image_margin
 from harness.stats.ranking import rank, winning_trial
 from harness.stats.sequential import looks_of
 from tune_spaces import Claim
@@ -36,7 +38,7 @@ def write_report(run: RunDirectory, progress: "Progress") -> None:
     manifest = winners_manifest(run, winner)
     name = winner.id if winner else None
     summary, rounds = _table(run, "inference_summary.csv", name), _table(run, "inference.csv", name)
-    findings, variants = findings_of(recorded, records), variants_of(recorded, records)
+    findings, variants = findings_of(recorded, records), variants_of(recorded, records, run)
     recommended = winners_recommendation(run, winner)
     shown = [
         captions.of_trials(run, recorded, records),
@@ -59,7 +61,7 @@ def write_report(run: RunDirectory, progress: "Progress") -> None:
         confirmed=bool(ranked) and ranked[0].records[0].stage == "confirm",
         ranking=tables.ranking_table(ranked, recorded.metric, changes),
         trials=tables.trials_table(records, changes),
-        findings=findings,
+        findings=[(one, image_note(run, recorded, records, one)) for one in findings],
         untested=[c.says for c in _claims(recorded) if (c.says, c.variant, c.than, c.metric) not in judged],
         variants=tables.variants_table(variants),
         manifest=manifest,
@@ -121,10 +123,33 @@ def findings_of(recorded: RunRecord, records: Sequence[TrialRecord]) -> list[Fin
     return judge_claims(_claims(recorded), records, looks_of(recorded.config["search"].get("seeds", 3)))
 
 
-def variants_of(recorded: RunRecord, records: Sequence[TrialRecord]) -> list[VariantRow]:
-    """The variants of an ablation that have tested trials, in the space's order."""
-    groups = {name: [r for r in records if r.variant == name and r.is_tested] for name in recorded.variants}
-    return [VariantRow.of(name, group, recorded.published.get(name)) for name, group in groups.items() if group]
+def variants_of(
+    recorded: RunRecord, records: Sequence[TrialRecord], run: RunDirectory | None = None
+) -> list[VariantRow]:
+    """The variants of an ablation that have tested trials, in the space's order; `run` has their correct images."""
+    rows = []
+    for name in recorded.variants:
+        if group := [r for r in records if r.variant == name and r.is_tested]:
+            correct = correct_images(run, group, recorded.data.test) if run else None
+            rows.append(VariantRow.of(name, group, recorded.published.get(name), correct))
+    return rows
+
+
+def image_note(run: RunDirectory, recorded: RunRecord, records: Sequence[TrialRecord], finding: Finding) -> str:
+    """What the test images say about the two variants of a claim about accuracy; empty where it was not kept."""
+    if finding.metric != "test_accuracy":
+        return ""
+    first, second = (
+        correct_images(run, [r for r in records if r.variant == name and r.is_tested], recorded.data.test)
+        for name in (finding.variant, finding.than)
+    )
+    if first is None or second is None:
+        return ""
+    if len(first) == len(second) == 1:
+        lost, gained = int((second[0] & ~first[0]).sum()), int((first[0] & ~second[0]).sum())
+        change = tables.points(change_interval(lost, gained, recorded.data.test))
+        return f"of these two networks alone, paired by test image: {change} points"
+    return f"other test images would move it by ±{percent(image_margin(first, second))} points"
 
 
 def _table(run: RunDirectory, name: str, winner: str | None) -> "pd.DataFrame | None":

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.reporting.words import METRIC_NAMES, measured, number, percent
@@ -11,6 +11,7 @@ from harness.run.manifest import FileEntry, Manifest
 from harness.run.progress import counted
 from harness.run.records import TrialRecord
 from harness.stats.accuracy import Gate
+from harness.stats.images import Correct, deviation_floor
 from harness.stats.intervals import CONFIDENCE, Estimate, seeds_interval
 from harness.stats.ranking import Ranked
 
@@ -41,25 +42,33 @@ def number_cell(text: str) -> Cell:
 
 @dataclass(frozen=True)
 class VariantRow:
-    """A variant of an ablation over its seeds: test accuracy, published accuracy (fractions), gap, cost."""
+    """A variant of an ablation over its seeds: test accuracy, published accuracy (fractions), gap, cost.
+
+    `floor`: the deviation between seeds that chance alone would leave (harness/stats/images.py), NaN if unknown.
+    """
 
     variant: str
     published: float | None
     test: Estimate
     values: list[float]
+    floor: float
     gap: float
     epochs: float
     seconds: float
     parameters: int
 
     @classmethod
-    def of(cls, name: str, records: Sequence[TrialRecord], published: float | None) -> "VariantRow":
+    def of(
+        cls, name: str, records: Sequence[TrialRecord], published: float | None, correct: Correct | None = None
+    ) -> "VariantRow":
+        """`correct`: the test images that each record's network classifies correctly."""
         values = [r.metrics.of("test_accuracy") for r in records]
         return cls(
             variant=name,
             published=published,
             test=seeds_interval(values),
             values=values,
+            floor=math.nan if correct is None else deviation_floor(correct),
             gap=fmean(r.metrics.of("gap") for r in records),
             epochs=fmean(r.metrics.of("epochs") for r in records),
             seconds=fmean(r.timing.wall_seconds for r in records),
@@ -98,13 +107,16 @@ def standing(one: Ranked, ranked: Sequence[Ranked]) -> str:
 
 
 def variants_table(variants: Sequence[VariantRow]) -> Table:
-    headers = ["variant", "published, %", "test accuracy", "seeds", "training minus test, points"]
+    headers = ["variant", "published, %", "test accuracy", "seeds", "deviation over seeds, points", "of it by chance"]
+    headers += ["training minus test, points", "epochs"]
     rows = [
         [
             Cell(v.variant),
             number_cell(percent(v.published)),
             number_cell(measured(v.test, "test_accuracy")),
             number_cell(str(v.test.n)),
+            number_cell(percent(stdev(v.values)) if len(v.values) > 1 else ""),
+            number_cell(percent(v.floor)),
             number_cell(percent(v.gap)),
             number_cell(f"{v.epochs:.1f}"),
             number_cell(f"{v.seconds:.0f}"),
@@ -112,7 +124,7 @@ def variants_table(variants: Sequence[VariantRow]) -> Table:
         ]
         for v in variants
     ]
-    return Table([*headers, "epochs", "seconds per trial", "parameters"], rows)
+    return Table([*headers, "seconds per trial", "parameters"], rows)
 
 
 def trials_table(records: Sequence[TrialRecord], changes: Mapping[str, str]) -> Table:

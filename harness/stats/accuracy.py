@@ -9,8 +9,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from harness.stats.intervals import CONFIDENCE, Estimate
 
 Outcome = Literal["passes", "fails", "too few images"]
@@ -113,8 +111,3 @@ def needed_images(lost: int, gained: int, images: int, allowed: float) -> int | 
 def can_pass(images: int, allowed: float) -> bool:
     """Whether so many images can show that accuracy fell by at most `allowed`, if none is lost or gained."""
     return score(0, 0, images, -allowed) >= z_limit()
-
-
-def image_error(difference: "np.ndarray") -> float:
-    """Standard error of a mean over test images, from the value of each: what other images would change."""
-    return float(np.std(difference, ddof=1) / math.sqrt(len(difference))) if len(difference) > 1 else math.nan
