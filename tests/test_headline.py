@@ -122,7 +122,14 @@ def test_seeds_added_without_a_plan_are_told(tmp_path):
 
 @pytest.mark.parametrize(
     ("schedule", "early_stop", "causes"),
-    [("constant", 4, "usual causes: a constant learning rate and an early stop"), ("linear", None, None)],
+    [
+        (
+            "constant",
+            4,
+            "usual causes: a constant learning rate (avoided by trial.schedule.name=linear) and an early stop (by",
+        ),
+        ("linear", None, None),
+    ],
 )
 def test_what_too_noisy_seeds_cannot_settle_is_told(schedule, early_stop, causes, tmp_path):
     records = []

@@ -76,7 +76,8 @@ def of_ablation(
     histories = histories_of(run, [r for r in records if r.stage == "search" and r.variant])
     if findings:
         caption = (
-            "Difference in points of each claim with its 95 % interval; filled where settled after Holm's correction."
+            "Difference in points of each claim with the interval of its test; filled where settled after Holm's "
+            "correction."
         )
         yield "effects", caption, figures.claim_differences(pd.DataFrame([_plain(one) for one in findings]))
     if accuracies:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from harness.reporting.words import METRIC_NAMES, listed, measured, percent
+from harness.reporting.words import METRIC_NAMES, listed, measured, number, percent, space_name
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
 from harness.run.progress import counted
@@ -48,7 +48,9 @@ def headline(
     if not ranked:
         return Headline("no trial has finished")
     best, images = ranked[0], recorded.data.test
-    facts = {METRIC_NAMES[recorded.metric].capitalize(): f"{measured(best.estimate, recorded.metric)}{_seeds(best)}"}
+    changes = " ".join(f"trial.{key}={number(value)}" for key, value in best.records[0].parameters.items())
+    facts = {"Configuration": changes or f"the base of {space_name(recorded)}"}
+    facts[METRIC_NAMES[recorded.metric].capitalize()] = f"{measured(best.estimate, recorded.metric)}{_seeds(best)}"
     tested = [record for record in best.records if record.metrics.test_accuracy is not None]
     if tested:
         facts["Test accuracy"] = mean_test_accuracy(
@@ -171,12 +173,16 @@ def _too_noisy(findings: Sequence[Finding], records: Sequence[TrialRecord]) -> s
     names = {name for one in open_ones for name in (one.variant, one.than)}
     trials = [record.trial for record in records if record.variant in names]
     causes = [
-        *(["a constant learning rate"] if any(t.schedule.name == "constant" for t in trials) else []),
-        *(["an early stop"] if any(t.early_stop is not None for t in trials) else []),
+        *(
+            ["a constant learning rate (avoided by trial.schedule.name=linear)"]
+            if any(t.schedule.name == "constant" for t in trials)
+            else []
+        ),
+        *(["an early stop (by trial.early_stop=none)"] if any(t.early_stop is not None for t in trials) else []),
     ]
     worst = max(one.deviation for one in open_ones)
     text = f"seeds differ by up to {100 * worst:.1f} points (standard deviation), too much to settle "
     text += f"{counted(len(open_ones), 'claim')} with {REASONABLE} seeds"
     if causes:
-        text += f"; usual causes: {' and '.join(causes)} (trial.schedule.name=linear trial.early_stop=none)"
+        text += f"; usual causes: {' and '.join(causes)}"
     return text

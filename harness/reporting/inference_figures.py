@@ -46,7 +46,7 @@ def accuracy_against(summary: pd.DataFrame, cost: str, batch_size: int) -> Figur
     better_first = rows.sort_values([cost, "accuracy"], ascending=[cost == "latency_ms", False])
     front = better_first[better_first["accuracy"] > better_first["accuracy"].cummax().shift(fill_value=-1.0)]
     axis.plot(front[cost], front["accuracy"], color="0.6", linewidth=1, zorder=0)
-    sns.scatterplot(rows, x=cost, y="accuracy", hue="runtime", style="runtime", s=110, ax=axis)
+    sns.scatterplot(rows, x=cost, y="accuracy", s=110, ax=axis, **_by_runtime(rows))
     middle = float(rows["accuracy"].mean())
     reach = max(1.0, 1.5 * float(np.ptp(rows["accuracy"])))
     axis.set(
@@ -57,6 +57,12 @@ def accuracy_against(summary: pd.DataFrame, cost: str, batch_size: int) -> Figur
     )
     sns.move_legend(axis, "upper left", bbox_to_anchor=(1.02, 1), title=None, frameon=False)
     return figure
+
+
+def _by_runtime(rows: pd.DataFrame) -> dict[str, object]:
+    """The same colours and markers in every figure of the same arms."""
+    order = sorted(rows["runtime"].unique())
+    return {"hue": "runtime", "style": "runtime", "hue_order": order, "style_order": order}
 
 
 def operators(table: pd.DataFrame, milliseconds: Mapping[str, float]) -> Figure:
@@ -86,8 +92,7 @@ def latency_by_batch_size(rounds: pd.DataFrame) -> Figure:
         rows,
         x="batch_size",
         y="latency_ms",
-        hue="runtime",
-        style="runtime",
+        **_by_runtime(rows),
         markers=True,
         dashes=False,
         estimator="median",

@@ -100,14 +100,16 @@ def standing(one: Ranked, ranked: Sequence[Ranked]) -> str:
     """Where a configuration stands against the best one."""
     failed = f"{counted(len(one.failed), 'seed')} failed" if one.failed else ""
     if one is ranked[0]:
-        return failed or ("best of single runs" if one.estimate.n == 1 and len(ranked) > 1 else "best")
+        single = one.estimate.n == 1 and len(ranked) > 1
+        shown = "best of single runs" if single else "highest mean" if any(r.tied for r in ranked) else "best"
+        return failed or shown
     if one.tied:
         return "not shown to be worse"
     return f"worse (p = {one.p:.2g})" if one.p < 1 - CONFIDENCE else failed or "worse"
 
 
 def variants_table(variants: Sequence[VariantRow]) -> Table:
-    headers = ["variant", "published, %", "test accuracy", "seeds", "deviation over seeds, points", "of it by chance"]
+    headers = ["variant", "published, %", "test accuracy", "seeds", "deviation over seeds, points", "by chance, points"]
     headers += ["training minus test, points", "epochs"]
     rows = [
         [
