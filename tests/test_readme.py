@@ -16,7 +16,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", (TOP / "docs" / "commands.md").read_te
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.startswith("python -m ")]
 KNOWN = {
     *("harness.tune", "harness.report", "harness.inspect", "export", "export.predict", "architectures", "pytest"),
-    *("benchmarks", "benchmarks.noise", "benchmarks.training"),
+    *("benchmarks", "benchmarks.evidence", "benchmarks.noise", "benchmarks.training"),
 }
 
 
@@ -54,7 +54,7 @@ def test_command(line, images, small_run, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     shutil.copytree(small_run[0], run)
     words = shlex.split(line.split("  #")[0])
-    words = [w.replace("=DIR", f"={images}").replace("run=RUN", f"run={run}") for w in words]
+    words = [w.replace("=DIR", f"={images}").replace("=RUN", f"={run}") for w in words]
     model = next(run.glob("exported/*/model.onnx"))
     words = [w.replace("=MODEL", f"={model}").replace("=IMAGE", f"={images}/cat/0.png") for w in words]
     if words[2] == "harness.tune" and "dry_run=true" not in words:
@@ -64,6 +64,8 @@ def test_command(line, images, small_run, tmp_path, monkeypatch, capsys):
         words += ["benchmark.batch_sizes=[1]", "benchmark.replicates=2", "benchmark.runtimes=[onnxruntime]"]
     if "benchmarks.noise" in words:
         words += ["sittings=2", "replicates=2", "rounds=1", "round_seconds=0.01"]
+    if "benchmarks.evidence" in words:
+        words += ["simulations=10"]
     if "benchmarks.training" in words:
         words += ["arms=[plain]", "rounds=2", "trials=1", "epochs=1"]
     if any(w.endswith("net.py") or w.endswith("space.py") for w in words):
