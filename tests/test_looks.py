@@ -13,6 +13,7 @@ from harness.search import runner
 from harness.search.resolution import resolve
 from harness.search.stages import search_stage
 from harness.search.trials import TrialGenerator
+from harness.stats.sequential import SEEDS
 from tune_spaces import Claim, Space
 
 VARIANTS = {"base": {}, "better": {"epochs": 2}, "close": {"epochs": 3}, "alone": {"epochs": 4}}
@@ -108,3 +109,9 @@ def test_a_benchmark_with_planned_looks(run, tmp_path):
     assert verdict["alpha"] == pytest.approx(0.0125)
     assert verdict["replicates"] in (5, 8, 13, 20)
     assert verdict["settled"] or verdict["replicates"] == 20
+
+
+def test_a_plan_is_kept(ablation):
+    """A later command for a fixed number is judged by the plan: its seeds count at the plan's looks."""
+    _, looks = ablation(seeds="auto", time_budget_seconds=None)
+    assert ablation(seeds=SEEDS[-1])[1] == looks

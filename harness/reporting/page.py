@@ -3,7 +3,7 @@
 import base64
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from harness.config.keys import flatten
 from harness.reporting import captions, tables
@@ -18,7 +18,7 @@ from harness.stats.accuracy import change_interval
 from harness.stats.claims import Finding, judge_claims
 from harness.stats.images import image_margin
 from harness.stats.ranking import rank, winning_trial
-from harness.stats.sequential import looks_of
+from harness.stats.sequential import is_planned, looks_of
 from tune_spaces import Claim
 
 if TYPE_CHECKING:
@@ -120,7 +120,13 @@ def _claims(recorded: RunRecord) -> list[Claim]:
 
 def findings_of(recorded: RunRecord, records: Sequence[TrialRecord]) -> list[Finding]:
     """The findings about the claims of an ablation."""
-    return judge_claims(_claims(recorded), records, looks_of(recorded.config["search"].get("seeds", 3)))
+    planned = is_planned(look.alpha for look in recorded.looks)  # whatever the last command asked for
+    return judge_claims(_claims(recorded), records, looks_of("auto" if planned else _seeds(recorded)))
+
+
+def _seeds(recorded: RunRecord) -> int | Literal["auto"]:
+    seeds: int | Literal["auto"] = recorded.config["search"].get("seeds", 3)
+    return seeds
 
 
 def variants_of(

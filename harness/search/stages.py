@@ -7,7 +7,7 @@ from harness.run.progress import Progress
 from harness.run.records import LookRecord
 from harness.search.trials import TrialGenerator, TrialSpec
 from harness.stats.claims import judge_claims
-from harness.stats.sequential import looks_of
+from harness.stats.sequential import is_planned, looks_of
 
 
 def search_stage(generator: TrialGenerator, run: RunDirectory, progress: Progress) -> None:
@@ -53,11 +53,13 @@ def run_ablation(generator: TrialGenerator, run: RunDirectory, progress: Progres
         ended = {r.id for r in run.trials() if r.is_done or r.is_failure}
         if not {spec.id for spec in trials} <= ended:
             return  # out of time: a look at fewer seeds than were fixed beforehand does not count
-        findings = judge_claims(claims, run.trials(), looks)
+        planned = is_planned(one.alpha for one in run.recorded().looks)
+        findings = judge_claims(claims, run.trials(), looks_of("auto") if planned else looks)
         still_open = [one for one in findings if one.verdict == "not settled"]
         settled = len(findings) - len(still_open)
         look_record = LookRecord(seeds=seeds, alpha=look.alpha, tested=len(findings) - known, settled=settled - known)
-        run.record_look(look_record)
+        if look.number is not None or not planned:  # a plan is kept, whatever a later command asks for
+            run.record_look(look_record)
         known = settled
         if claims:
             progress.line(f"search: {settled} of {len(findings)} claims settled after {seeds} seeds")

@@ -31,36 +31,60 @@ class Comparison:
     paired: bool
     means: Mapping[str, float]
     variances: Mapping[str, float]
-    covariance: Mapping[tuple[str, str], float]
     variance: float
     freedom: int
+    inverse: "np.ndarray | None"  # of the normal equations, treatments first; None without blocks
 
     @classmethod
     def of(cls, values: Values, *, paired: bool = False) -> "Comparison":
-        """Fit the model by least squares. Blocks enter if values are `paired`, or if that leaves ENOUGH_FREEDOM."""
-        names = list(values)
-        blocks = sorted({block for own in values.values() for block in own})
+        """Fit the model. Blocks enter if values are `paired`, or if that leaves ENOUGH_FREEDOM."""
+        count = sum(len(own) for own in values.values())
+        if paired or count - len(values) >= ENOUGH_FREEDOM:
+            fitted = cls._with_blocks(values, paired=paired)
+            if paired or fitted.freedom >= ENOUGH_FREEDOM:
+                return fitted
+        means = {name: float(np.mean(list(own.values()))) for name, own in values.items()}
+        squares = {name: sum((v - means[name]) ** 2 for v in own.values()) for name, own in values.items()}
+        freedom = _known(sum(squares.values()), count - len(values))
+        return cls(
+            values=values,
+            paired=False,
+            means=means,
+            variances={name: squares[name] / max(1, len(own) - 1) for name, own in values.items()},
+            variance=sum(squares.values()) / max(1, freedom),
+            freedom=freedom,
+            inverse=None,
+        )
+
+    @classmethod
+    def _with_blocks(cls, values: Values, *, paired: bool) -> "Comparison":
+        """Least squares; missing values are allowed for."""
+        names, blocks = list(values), sorted({block for own in values.values() for block in own})
         cells = [(i, blocks.index(block)) for i, name in enumerate(names) for block in values[name]]
         y = np.array([values[names[i]][blocks[j]] for i, j in cells])
         treatment, block = (np.eye(n)[[cell[k] for cell in cells]] for k, n in ((0, len(names)), (1, len(blocks))))
-        both = np.hstack([treatment, block - block.mean(0)])
-        blocked = paired or len(y) - np.linalg.matrix_rank(both) >= ENOUGH_FREEDOM
-        x = both if blocked else treatment
+        x = np.hstack([treatment, block - block.mean(0)])
         inverse = np.linalg.pinv(x.T @ x)
         fitted = inverse @ x.T @ y
         squares, left = np.square(y - x @ fitted), 1 - np.einsum("ij,jk,ik->i", x, inverse, x)
-        freedom = len(y) - int(np.linalg.matrix_rank(x))
-        known = freedom > 0 and squares.sum() > 1e-18 * freedom
+        freedom = _known(float(squares.sum()), len(y) - int(np.linalg.matrix_rank(x)))
         of = {name: [i == number for i, _ in cells] for number, name in enumerate(names)}
         return cls(
             values=values,
             paired=paired,
             means=dict(zip(names, fitted[: len(names)].tolist(), strict=True)),
             variances={name: float(squares[own].sum() / max(left[own].sum(), 1e-9)) for name, own in of.items()},
-            covariance={(a, b): float(inverse[i, j]) for i, a in enumerate(names) for j, b in enumerate(names)},
-            variance=float(squares.sum()) / freedom if known else 0.0,
-            freedom=freedom if known else 0,
+            variance=float(squares.sum()) / max(1, freedom),
+            freedom=freedom,
+            inverse=inverse,
         )
+
+    def _share(self, a: str, b: str) -> float:
+        """The variance of the difference of two means in units of that of one value."""
+        if self.inverse is None:
+            return 1 / len(self.values[a]) + 1 / len(self.values[b])
+        i, j = (list(self.values).index(name) for name in (a, b))
+        return float(self.inverse[i, i] + self.inverse[j, j] - 2 * self.inverse[i, j])
 
     def difference(self, a: str, b: str) -> Difference:
         """The difference a - b."""
@@ -71,7 +95,7 @@ class Comparison:
             own = welch(list(first.values()), list(second.values()))
         if not self.freedom or len(self.values) == 2:
             return own
-        share = self.covariance[a, a] + self.covariance[b, b] - 2 * self.covariance[a, b]
+        share = self._share(a, b)
         of_pair = self.variances[a] / len(first) + self.variances[b] / len(second)
         error = math.sqrt(max(self.variance * share, of_pair))
         tested = TDistributed(error, self.freedom)
@@ -97,6 +121,11 @@ class Comparison:
                 p = 1 - (1 - p) ** (k / size)
             found[size - 2] = largest = max(largest, p)
         return found
+
+
+def _known(squares: float, freedom: int) -> int:
+    """The degrees of freedom; 0 where values are alike up to rounding, which shows no variance."""
+    return freedom if freedom > 0 and squares > 1e-18 * freedom else 0
 
 
 def range_p(difference: Difference, treatments: int) -> float:

@@ -4,7 +4,7 @@ Looking after every added seed until something is settled would call a true null
 tables of 7 claims by 30 seeds). So `auto` looks at fixed numbers, and divides the error probability of 0.05 among them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,11 @@ class Look:
 
 
 FIXED = (Look(None, 1 - CONFIDENCE),)
+
+
+def is_planned(alphas: Iterable[float]) -> bool:
+    """Whether looks that spent these error probabilities were of a plan."""
+    return any(alpha < 1 - CONFIDENCE for alpha in alphas)
 
 
 def looks_of(number: int | Literal["auto"], automatic: Sequence[int] = SEEDS) -> tuple[Look, ...]:
