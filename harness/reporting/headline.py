@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from harness.reporting.words import METRIC_NAMES, listed, measured, number, percent, space_name
+from harness.reporting.words import METRIC_NAMES, changes, listed, measured, percent, space_name
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
 from harness.run.progress import counted
@@ -48,8 +48,7 @@ def headline(
     if not ranked:
         return Headline("no trial has finished")
     best, images = ranked[0], recorded.data.test
-    changes = " ".join(f"trial.{key}={number(value)}" for key, value in best.records[0].parameters.items())
-    facts = {"Configuration": changes or f"the base of {space_name(recorded)}"}
+    facts = {"Configuration": changes(best.records[0]) or f"the base of {space_name(recorded)}"}
     facts[METRIC_NAMES[recorded.metric].capitalize()] = f"{measured(best.estimate, recorded.metric)}{_seeds(best)}"
     tested = [record for record in best.records if record.metrics.test_accuracy is not None]
     if tested:

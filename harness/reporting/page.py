@@ -9,7 +9,7 @@ from harness.config.keys import flatten
 from harness.reporting import captions, tables
 from harness.reporting.headline import Headline, correct_images, headline
 from harness.reporting.tables import VariantRow
-from harness.reporting.words import METRIC_NAMES, data_name, number, percent, space_name
+from harness.reporting.words import METRIC_NAMES, data_name, percent, space_name
 from harness.run import storage
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
@@ -50,7 +50,6 @@ def write_report(run: RunDirectory, progress: "Progress") -> None:
         profiled = _table(run, "inference_operators.csv", name)
         shown.append(captions.of_inference(summary, rounds, recommended, profiled))
     judged = {(one.says, one.variant, one.than, one.metric) for one in findings}
-    changes = {r.id: " ".join(f"trial.{k}={number(v)}" for k, v in r.parameters.items()) for r in records}
     page = _template().render(
         title=f"{space_name(recorded)} on {data_name(recorded)}",
         recorded=recorded,
@@ -59,8 +58,8 @@ def write_report(run: RunDirectory, progress: "Progress") -> None:
         winner=_configuration(winner) if winner else None,
         winner_file=run.winner_file,
         confirmed=bool(ranked) and ranked[0].records[0].stage == "confirm",
-        ranking=tables.ranking_table(ranked, recorded.metric, changes),
-        trials=tables.trials_table(records, changes),
+        ranking=tables.ranking_table(ranked, recorded.metric),
+        trials=tables.trials_table(records),
         findings=[(one, image_note(run, recorded, records, one)) for one in findings],
         untested=[c.says for c in _claims(recorded) if (c.says, c.variant, c.than, c.metric) not in judged],
         variants=tables.variants_table(variants),

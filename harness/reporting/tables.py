@@ -1,12 +1,12 @@
 """The tables of the report: their headers and cells, from records and CSV files."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.reporting.words import METRIC_NAMES, measured, number, percent
+from harness.reporting.words import METRIC_NAMES, changes, measured, number, percent
 from harness.run.manifest import FileEntry, Manifest
 from harness.run.progress import counted
 from harness.run.records import TrialRecord
@@ -76,8 +76,7 @@ class VariantRow:
         )
 
 
-def ranking_table(ranked: Sequence[Ranked], metric: str, changes: Mapping[str, str]) -> Table:
-    """`changes`: text of a trial's changes to the base, by id."""
+def ranking_table(ranked: Sequence[Ranked], metric: str) -> Table:
     rows = []
     for one in ranked:
         tests = [r.metrics.of("test_accuracy") for r in one.records if r.metrics.test_accuracy is not None]
@@ -88,7 +87,7 @@ def ranking_table(ranked: Sequence[Ranked], metric: str, changes: Mapping[str, s
                 number_cell(str(one.estimate.n)),
                 number_cell(measured(one.estimate, metric)),
                 number_cell(measured(seeds_interval(tests), "test_accuracy") if tests else "not read"),
-                Cell(changes[one.records[0].id] or "none", "wide"),
+                Cell(changes(one.records[0]) or "none", "wide"),
             ]
         )
     return Table(
@@ -129,11 +128,11 @@ def variants_table(variants: Sequence[VariantRow]) -> Table:
     return Table([*headers, "seconds per trial", "parameters"], rows)
 
 
-def trials_table(records: Sequence[TrialRecord], changes: Mapping[str, str]) -> Table:
+def trials_table(records: Sequence[TrialRecord]) -> Table:
     headers = ["trial", "stage", "configuration", "seed", "status", "epochs", "validation accuracy, %"]
     rows = []
     for r in sorted(records, key=lambda r: (r.stage != "search", SHOWN_STATUS.index(r.status), r.index)):
-        told = [changes[r.id], f"stopped by {r.stop_reason}" if r.stop_reason else "", r.error or ""]
+        told = [changes(r), f"stopped by {r.stop_reason}" if r.stop_reason else "", r.error or ""]
         rows.append(
             [
                 Cell(r.id, "code"),

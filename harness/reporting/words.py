@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from harness.run.records import RunRecord
+from harness.run.records import RunRecord, TrialRecord
 from harness.stats.intervals import Estimate
 
 METRIC_NAMES = {
@@ -37,6 +37,12 @@ def number(value: object) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def changes(record: TrialRecord) -> str:
+    """The trial's changes to the base, as on the command line."""
+    shown = {key: "none" if value is None else number(value) for key, value in record.parameters.items()}
+    return " ".join(f"trial.{key}={value}" for key, value in shown.items())
 
 
 def listed(names: list[str], most: int = 6) -> str:
