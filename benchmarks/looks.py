@@ -15,6 +15,7 @@ from statistics import fmean, median
 import numpy as np
 from pydantic import Field
 
+from benchmarks.evidence import judge_by_plan
 from harness.config import BadInput, StageConfig, command_line
 from harness.run.directory import RunDirectory
 from harness.run.progress import Progress
@@ -72,7 +73,7 @@ def trials_with_looks(findings: Sequence[Finding], variants: Sequence[str]) -> i
 def compare_designs(truths: Mapping[str, Truth], claims: Sequence[Claim], simulations: int) -> tuple[float, float, int]:
     """(share of claims that planned looks settle, median of their trials, trials of the fixed design as powerful)."""
     generator, auto = np.random.default_rng(0), looks_of("auto")
-    found = [judge_claims(claims, simulated(generator, truths, SEEDS[-1]), auto) for _ in range(simulations)]
+    found = [judge_by_plan(claims, simulated(generator, truths, SEEDS[-1]), auto) for _ in range(simulations)]
     share = fmean(map(settled_share, found))
 
     def share_with(seeds: int) -> float:
@@ -82,7 +83,10 @@ def compare_designs(truths: Mapping[str, Truth], claims: Sequence[Claim], simula
         )
 
     numbers = range(2, MOST_SEEDS + 1)
-    fixed = numbers[min(len(numbers) - 1, bisect.bisect_left(numbers, share, key=share_with))]
+    found_at = bisect.bisect_left(numbers, share, key=share_with)
+    if found_at == len(numbers):
+        raise BadInput(f"run: no fixed number up to {MOST_SEEDS} seeds settles as many claims")
+    fixed = numbers[found_at]
     return share, median(trials_with_looks(one, list(truths)) for one in found), fixed * len(truths)
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from harness.stats.accuracy import Gate, accuracy_interval, can_pass, change_interval, score, z_limit
 
@@ -97,6 +97,8 @@ def test_twice_the_allowed_drop_rarely_passes(images, allowed):
 
 def test_accuracy_interval():
     """Wilson's, which has a width for a perfect score too."""
-    perfect = accuracy_interval(160, 160)
+    perfect = accuracy_interval(1.0, 160)
     assert (perfect.mean, perfect.high) == (1, pytest.approx(1))
     assert perfect.low == pytest.approx(1 / (1 + z_limit() ** 2 / 160))
+    exact, found = binomtest(156, 160).proportion_ci(0.95, method="wilson"), accuracy_interval(0.975, 160)
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high))

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from harness.stats.images import deviation_floor, image_margin
+from harness.stats.accuracy import change_interval
+from harness.stats.images import deviation_floor, effective_images, image_margin
 
 
 def test_the_floor_is_the_deviation_of_independent_images():
@@ -17,10 +18,18 @@ def test_the_floor_is_the_deviation_of_independent_images():
 
 
 def test_the_margin_of_other_images():
-    """Of one network the binomial one; of two, paired by image, that of the images on which they differ."""
+    """Of two networks, paired by image, that of the images on which they differ; never nothing."""
     right = np.arange(1000)[None] < 800
-    assert image_margin(right) == pytest.approx(1.96 * np.sqrt(0.8 * 0.2 / 999), rel=1e-4)
-    assert image_margin(right, right) == 0
     other = right.copy()
-    other[0, :10] = False
-    assert image_margin(right, other) == pytest.approx(1.96 * np.sqrt(0.01 * 0.99 / 999), rel=1e-4)
+    other[0, :20] = False
+    assert image_margin(right, other) == pytest.approx(1.96 * np.sqrt(0.02 * 0.98 / 999), rel=1e-4)
+    assert image_margin(right, right) == pytest.approx(change_interval(0, 0, 1000).high)
+
+
+def test_effective_images():
+    """Of one network, or of several that are right on the same images, as many as there are; of others more."""
+    right = np.arange(1000)[None] < 800
+    assert effective_images(right) == effective_images(np.repeat(right, 3, axis=0)) == pytest.approx(1000)
+    independent = np.random.default_rng(0).random((50, 1000)) < 0.8
+    assert effective_images(independent) > 20_000
+    assert effective_images(np.full((1, 30), True)) == 30

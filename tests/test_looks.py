@@ -32,7 +32,7 @@ def ablation(tmp_path, monkeypatch):
     generator, sizes = np.random.default_rng(0), []
 
     def made_up(trials, of, _generator, run, _progress, *, scheduler, seconds):
-        assert scheduler
+        assert not scheduler
         sizes.append(of)
         for spec in trials[: 0 if seconds == 1.0 else None]:  # out of time
             accuracy = MEANS[spec.variant] + 0.004 * generator.normal()
@@ -52,7 +52,7 @@ def ablation(tmp_path, monkeypatch):
         search_stage(TrialGenerator(resolved, "fingerprint"), run, Progress())
         assert len(set(sizes)) <= 1 or search["seeds"] != "auto"  # the allocation does not depend on the look
         seeds = {name: sum(r.variant == name for r in run.trials()) for name in VARIANTS}
-        return seeds, [(look.seeds, look.tested, look.settled) for look in run.recorded().looks]
+        return seeds, [(look.seeds, look.claims, look.settled) for look in run.recorded().looks]
 
     return started
 
@@ -63,7 +63,7 @@ def test_only_open_claims_get_more_seeds(ablation):
     assert seeds["better"] == seeds["alone"] == 3
     assert seeds["base"] == seeds["close"] > 3
     assert looks[0] == (3, 2, 1)
-    assert looks[-1][1:] == (1, 1)  # it ended because nothing was open
+    assert looks[-1][1:] == (2, 2)  # it ended because nothing was open
     assert ablation(seeds="auto") == (seeds, looks)  # the same command adds nothing
 
 

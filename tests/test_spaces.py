@@ -255,5 +255,5 @@ def test_what_is_no_winner_is_refused(tmp_path):
     for name, text in (("absent", None), ("empty", "{}"), ("other", '{"trial": 3}')):
         if text is not None:
             (tmp_path / f"{name}.json").write_text(text)
-        with pytest.raises(BadInput, match=r"space=.*is no winner.json of a run"):
+        with pytest.raises(BadInput, match=r"space=.*(does not exist|is no winner.json of a run).*; give one that"):
             resolve({"space": str(tmp_path / f"{name}.json")})

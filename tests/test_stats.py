@@ -170,3 +170,18 @@ def test_two_equal_runs_do_not_make_certainty():
     alike = rank([trial_record(i, s, a) for i, s, a in ((1, 0, 0.8), (1, 1, 0.8), (2, 0, 0.7), (2, 1, 0.7))])
     assert alike[1].tied  # no deviation is known
     assert math.isnan(alike[1].p)
+
+
+def test_unequal_numbers_of_seeds_are_ranked_by_the_model():
+    """Seeds 0 to 2 are lucky for all: the configuration that has only these is not the best for that."""
+    luck = [0.05, 0.05, 0.05, *[0.0] * 17]
+    noise = np.random.default_rng(0).normal(0, 0.002, (3, 20))
+    records = [trial_record(1, s, 0.78 + luck[s] + noise[0, s]) for s in range(3)]
+    records += [trial_record(i, s, 0.80 + luck[s] + noise[i - 1, s]) for i in (2, 3) for s in range(20)]
+    assert rank(records)[-1].name == "sample 1"
+
+
+def test_the_search_ranks_if_no_confirmation_has_finished():
+    searched = [trial_record(1, 1, 0.9), trial_record(2, 2, 0.8)]
+    diverged = [trial_record(i, 100, 0.1, "confirm", "diverged") for i in (1, 2)]
+    assert [one.name for one in rank([*searched, *diverged])] == ["sample 1", "sample 2"]

@@ -106,7 +106,7 @@ def benchmark_exported(run: RunDirectory, settings: Benchmark, progress: Progres
             table, recommended = _judge(arms, settings, state, run, look)
             if settings.replicates == "auto":
                 known = "settled" if recommended.settled else "not settled"
-                progress.line(f"benchmark: {known} after {state.replicates} replicates which arms are fastest")
+                progress.line(f"benchmark: {known} after {look.number} replicates which arms are fastest")
             if recommended.settled:
                 break
     _conclude(table, recommended, state, run, progress)

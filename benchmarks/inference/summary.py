@@ -119,7 +119,7 @@ def _accuracies(arm: "Arm", allowed: float) -> Json:
     parity = arm.accuracy
     assert parity is not None
     gate = Gate.of(parity.lost, parity.gained, parity.images, allowed)
-    own = accuracy_interval(round(parity.accuracy * parity.images), parity.images)
+    own = accuracy_interval(parity.accuracy, parity.images)
     return {
         "accuracy": parity.accuracy,
         "accuracy_low": own.low,

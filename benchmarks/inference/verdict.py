@@ -61,6 +61,7 @@ def decide(
         sentence=f"no arm meets the constraints: {asked}",
         warnings=sorted({f"{name}: {r['note']}" for name, r in rows.items() if r["note"]}),
     )
+    found.settled = not reservations
     if reservations:
         _choose(found, rows, reservations, compare_arms(rounds), reference)
     return found
@@ -111,7 +112,9 @@ def _choose(
     if found.reservation:
         found.sentence += f"; reservation: {found.reservation}"
         found.sentence += f"; without reservation: {_fast(rows[sure[0]], reference)}" if sure else ""
-    found.settled = all(_is_as_good(compared, names[0], name, found.alpha / max(1, len(found.tied))) for name in equal)
+    undecided = any("too few calls" in reservations[name] for name in equal)  # which more replicates may decide
+    alpha = found.alpha / max(1, len(found.tied))
+    found.settled = not undecided and all(_is_as_good(compared, names[0], name, alpha) for name in equal)
 
 
 def not_slower(compared: Comparison, names: Sequence[str], alpha: float) -> list[str]:

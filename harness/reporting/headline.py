@@ -13,9 +13,9 @@ from harness.run.progress import counted
 from harness.run.records import Recommendation, RunRecord, TrialRecord, read_correct
 from harness.stats.accuracy import accuracy_interval
 from harness.stats.claims import REASONABLE, Finding
-from harness.stats.images import Correct, image_margin
+from harness.stats.images import Correct, effective_images
 from harness.stats.intervals import CONFIDENCE, seeds_interval
-from harness.stats.ranking import Ranked
+from harness.stats.ranking import Ranked, without_success
 
 FEW_POINTS = 0.02  # a test set that leaves an accuracy more uncertain than this is said to be small
 FEW_IN_CLASS = 10
@@ -43,10 +43,13 @@ def headline(
     manifest: Manifest | None = None,
     recommended: Recommendation | None = None,
     findings: Sequence[Finding] = (),
+    records: Sequence[TrialRecord] = (),
 ) -> Headline:
-    """The headline of a run whose winner has this manifest and recommendation, if it was exported and measured."""
+    """The headline of a run with these trials; its winner has this manifest and recommendation, if it was exported and
+    measured."""
     if not ranked:
         return Headline("no trial has finished")
+    lost = without_success(records)
     best, images = ranked[0], recorded.data.test
     facts = {"Configuration": changes(best.records[0]) or f"the base of {space_name(recorded)}"}
     facts[METRIC_NAMES[recorded.metric].capitalize()] = f"{measured(best.estimate, recorded.metric)}{_seeds(best)}"
@@ -56,33 +59,40 @@ def headline(
             [r.metrics.of("test_accuracy") for r in tested], images, correct_images(run, tested, images)
         )
     if manifest is not None and manifest.torch_accuracy is not None:
-        own = accuracy_interval(round(manifest.torch_accuracy * images), images)
+        own = accuracy_interval(manifest.torch_accuracy, images)
         chosen = "" if len(best.records) == 1 else f", the seed with the best {METRIC_NAMES[recorded.metric]}"
         facts["Exported trial"] = f"{manifest.id}{chosen}: test accuracy {measured(own, 'test_accuracy')} (test images)"
     if recommended is not None:
         facts["Recommendation"] = recommended.sentence
     reservations = [*ranking_reservations(ranked), *image_reservations(recorded), *_of_looks(recorded)]
-    if noisy := _too_noisy(findings, run.trials()):
+    if lost:
+        statuses = sorted({str(record.status) for own in lost.values() for record in own})
+        reservations.insert(0, f"no trial of {listed(list(lost))} has finished ({listed(statuses)})")
+    if noisy := _too_noisy(findings, records):
         reservations.append(noisy)
-    return Headline(best_sentence(ranked, recorded.metric), facts, reservations)
+    return Headline(best_sentence(ranked, recorded.metric, len(lost)), facts, reservations)
 
 
-def best_sentence(ranked: Sequence[Ranked], metric: str) -> str:
-    """Which configuration is best, and whether that is shown."""
+def best_sentence(ranked: Sequence[Ranked], metric: str, lost: int = 0) -> str:
+    """Which configuration is best, and whether that is shown; `lost`: configurations whose trials all failed."""
     best, name = ranked[0], METRIC_NAMES[metric]
     most = "lowest" if metric == "val_loss" else "highest"
-    if len(ranked) == 1:
+    tied, worse = [one.name for one in ranked if one.tied], sum(one.is_worse for one in ranked)
+    below = len(ranked) - 1 - len(tied) - worse + lost  # for their failed seeds
+    if len(ranked) + lost == 1:
         return f"{best.name}, the only configuration"
+    if len(ranked) - 1 + lost == below:
+        return f"{best.name} is the only configuration with {'so few' if best.failed else 'no'} failed seeds"
+    of = f"{1 + len(tied) + worse} configurations" + (" with as few failed seeds" if below else "")
+    if all(one.estimate.n == 1 for one in ranked):
+        runs = f"{len(ranked)} single runs"
+        return f"{best.name} has the {most} {name} of {runs}; one seed each cannot show that it is best"
+    text = f"{best.name} has the {most} mean {name} of {of}"
     if best.estimate.n == 1:
-        return (
-            f"{best.name} has the {most} {name} of {len(ranked)} single runs; one seed each cannot show that it is best"
-        )
-    tied = [one.name for one in ranked if one.tied]
-    rest = len(ranked) - 1 - len(tied)
-    text = f"{best.name} has the {most} mean {name} of {len(ranked)} configurations"
+        text = f"{best.name} has the {most} {name} of {of}, in a single run"
     if tied:
         return f"{text}; not shown to be better than {listed(tied)}"
-    return f"{text}, better than the other{'s' if rest > 1 else ''} at 95 %"
+    return f"{text}, better than the other{'s' if worse > 1 else ''} at 95 %"
 
 
 def _seeds(best: Ranked) -> str:
@@ -102,12 +112,9 @@ def mean_test_accuracy(values: Sequence[float], images: int, correct: Correct | 
         seeds = f"all {len(values)} seeds alike: what others would change is unknown"
     else:
         seeds = f"other seeds: ±{percent(over.high - mean)} points"
-    binomial = accuracy_interval(round(mean * images), images)
-    half = max(binomial.high - mean, mean - binomial.low)
-    if correct is not None:
-        half = image_margin(correct) or half  # a perfect score has no deviation, but an uncertain accuracy
+    other = accuracy_interval(mean, images if correct is None else effective_images(correct))
     mean_of = f", mean of {counted(len(values), 'seed')}" if len(values) > 1 else ""
-    return f"{percent(mean)} %{mean_of} ({seeds}; other test images: ±{percent(half)} points)"
+    return f"{percent(mean)} %{mean_of} ({seeds}; other test images: {percent(other.low)} to {percent(other.high)} %)"
 
 
 def correct_images(run: RunDirectory, records: Sequence[TrialRecord], images: int) -> Correct | None:
@@ -137,7 +144,7 @@ def ranking_reservations(ranked: Sequence[Ranked]) -> list[str]:
 def image_reservations(recorded: RunRecord) -> list[str]:
     """A test set too small to say much, as a whole or of a class."""
     images, found = recorded.data.test, []
-    widest = accuracy_interval(round(0.9 * images), images)
+    widest = accuracy_interval(0.9, images)
     half = (widest.high - widest.low) / 2
     if half > FEW_POINTS:
         found.append(
@@ -159,8 +166,8 @@ def _of_looks(recorded: RunRecord) -> list[str]:
         return []
     seeds = listed([str(look.seeds) for look in recorded.looks])
     return [
-        f"the claims were tested after {seeds} seeds without a plan of looks: the chance that one is settled wrongly "
-        f"is up to {100 * alpha:.0f} %, not 5 %; search.seeds=auto plans them"
+        f"the claims were tested after {seeds} seeds, which were not all planned: the chance that one is settled "
+        f"wrongly is up to {100 * alpha:.0f} %, not 5 %; search.seeds=auto from the start plans the looks"
     ]
 
 

@@ -2,14 +2,16 @@
 
 import base64
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from harness.config.keys import flatten
 from harness.reporting import captions, tables
 from harness.reporting.headline import Headline, correct_images, headline
 from harness.reporting.tables import VariantRow
-from harness.reporting.words import METRIC_NAMES, data_name, percent, space_name
+from harness.reporting.words import METRIC_NAMES, arguments, data_name, percent, space_name
 from harness.run import storage
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
@@ -54,8 +56,9 @@ def write_report(run: RunDirectory, progress: "Progress") -> None:
         title=f"{space_name(recorded)} on {data_name(recorded)}",
         recorded=recorded,
         metric=METRIC_NAMES[recorded.metric],
-        headline=headline(run, recorded, ranked, manifest, recommended, findings),
-        winner=_configuration(winner) if winner else None,
+        headline=headline(run, recorded, ranked, manifest, recommended, findings, records),
+        winner=arguments(flatten(winner.config, keep_lists=True)) if winner else "",
+        longer=2 * winner.trial.epochs if winner and run.has_winner(winner) else None,
         winner_file=run.winner_file,
         confirmed=bool(ranked) and ranked[0].records[0].stage == "confirm",
         ranking=tables.ranking_table(ranked, recorded.metric),
@@ -79,12 +82,7 @@ def run_headline(run: RunDirectory) -> Headline:
     ranked = rank(records, recorded.metric)
     winner = winning_trial(ranked[0], recorded.metric) if ranked else None
     manifest, recommended = winners_manifest(run, winner), winners_recommendation(run, winner)
-    return headline(run, recorded, ranked, manifest, recommended, findings_of(recorded, records))
-
-
-def _configuration(winner: TrialRecord) -> dict[str, str]:
-    """The winner's whole configuration as keys and values of the command line."""
-    return {f"trial.{key}": "none" if value is None else str(value) for key, value in flatten(winner.config).items()}
+    return headline(run, recorded, ranked, manifest, recommended, findings_of(recorded, records), records)
 
 
 def winners_manifest(run: RunDirectory, winner: TrialRecord | None) -> Manifest | None:
@@ -120,7 +118,19 @@ def _claims(recorded: RunRecord) -> list[Claim]:
 def findings_of(recorded: RunRecord, records: Sequence[TrialRecord]) -> list[Finding]:
     """The findings about the claims of an ablation."""
     planned = is_planned(look.alpha for look in recorded.looks)  # whatever the last command asked for
-    return judge_claims(_claims(recorded), records, looks_of("auto" if planned else _seeds(recorded)))
+    looks = looks_of("auto" if planned else _seeds(recorded))
+    if is_short(recorded, records):
+        looks = (replace(looks[0], alpha=0.0),)
+    return judge_claims(_claims(recorded), records, looks)
+
+
+def is_short(recorded: RunRecord, records: Sequence[TrialRecord]) -> bool:
+    """Whether the last command was to train more seeds, a fixed number, than there are."""
+    seeds = _seeds(recorded)
+    if seeds == "auto":
+        return False
+    ended = Counter(r.variant for r in records if r.is_done or r.is_failure)
+    return any(ended[name] < seeds for name in recorded.config["search"].get("variants") or recorded.variants)
 
 
 def _seeds(recorded: RunRecord) -> int | Literal["auto"]:

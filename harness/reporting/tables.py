@@ -12,7 +12,7 @@ from harness.run.progress import counted
 from harness.run.records import TrialRecord
 from harness.stats.accuracy import Gate
 from harness.stats.images import Correct, deviation_floor
-from harness.stats.intervals import CONFIDENCE, Estimate, seeds_interval
+from harness.stats.intervals import Estimate, seeds_interval
 from harness.stats.ranking import Ranked
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def standing(one: Ranked, ranked: Sequence[Ranked]) -> str:
         return failed or shown
     if one.tied:
         return "not shown to be worse"
-    return f"worse (p = {one.p:.2g})" if one.p < 1 - CONFIDENCE else failed or "worse"
+    return f"worse (p = {one.p:.2g})" if one.is_worse else failed
 
 
 def variants_table(variants: Sequence[VariantRow]) -> Table:
@@ -164,7 +164,7 @@ def _file(name: str, entry: FileEntry) -> list[Cell]:
         return [*begin, *[Cell("")] * 4, Cell("the reference"), digest]
     exact = parity.allowed_drop is None
     gate = Gate.of(parity.lost, parity.gained, parity.images, parity.allowed_drop or 0.0)
-    outcome = gate.outcome if not exact and parity.outcome else "passes" if parity.passed else "fails"
+    outcome = parity.outcome or ("passes" if parity.passed else "fails")
     return [
         *begin,
         number_cell(percent(parity.accuracy)),

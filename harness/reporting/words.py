@@ -1,6 +1,9 @@
 """Numbers and names as the report and the command line show them: accuracies in percent, names in words."""
 
+import json
 import math
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from harness.run.records import RunRecord, TrialRecord
@@ -41,8 +44,20 @@ def number(value: object) -> str:
 
 def changes(record: TrialRecord) -> str:
     """The trial's changes to the base, as on the command line."""
-    shown = {key: "none" if value is None else number(value) for key, value in record.parameters.items()}
-    return " ".join(f"trial.{key}={value}" for key, value in shown.items())
+    return arguments(record.parameters, precise=False)
+
+
+def arguments(values: Mapping[str, object], *, precise: bool = True) -> str:
+    """Values of `trial.` by dotted key as words of a command line; not `precise`: floats with four digits."""
+    words = []
+    for key, value in values.items():
+        text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        if isinstance(value, list | tuple):
+            text = json.dumps(value, separators=(",", ":")).replace('"', "")
+        elif isinstance(value, float) and not precise:
+            text = f"{value:.4g}"
+        words.append(shlex.quote(f"trial.{key}={text}"))
+    return " ".join(words)
 
 
 def listed(names: list[str], most: int = 6) -> str:
@@ -58,4 +73,5 @@ def data_name(recorded: RunRecord) -> str:
 
 
 def space_name(recorded: RunRecord) -> str:
-    return Path(str(recorded.config["space"])).stem
+    path = Path(str(recorded.config["space"]))
+    return f"winner of {path.absolute().parent.name}" if path.suffix == ".json" else path.stem

@@ -115,11 +115,10 @@ class RunDirectory:
         self._configure(recorded)
 
     def record_look(self, look: LookRecord) -> None:
-        """Record a look at the claims; one at as many seeds that was recorded before stays."""
+        """Record a look at the claims."""
         recorded = self.recorded()
-        if look.seeds not in [one.seeds for one in recorded.looks]:
-            recorded.looks = [*recorded.looks, look]
-            self._configure(recorded)
+        recorded.looks = [*recorded.looks, look]
+        self._configure(recorded)
 
     def record_code(self, architecture: str, code: dict[str, str]) -> None:
         """Record the digests of the files that train an architecture."""
@@ -160,6 +159,12 @@ class RunDirectory:
         """Write the whole configuration of a trial and of its data, which `space=` takes to train it again."""
         data = self.recorded().config["data"]
         storage.write_json(self.winner_file, {"id": winner.id, "trial": winner.config, "data": data})
+
+    def has_winner(self, winner: TrialRecord) -> bool:
+        """Whether winner.json is intact and of this trial."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return bool(storage.read_json(self.winner_file)["id"] == winner.id)
+        return False
 
     def write_trials_csv(self) -> None:
         rows = [record.row() for record in self.trials()]

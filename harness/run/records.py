@@ -187,12 +187,12 @@ class PlanChoice(JsonFile):
 
 
 class LookRecord(JsonFile):
-    """A look at the claims after `seeds` seeds of each variant: `alpha`, the error probability that it may spend, and
-    how many claims it tested and settled."""
+    """A look at the claims after `seeds` seeds of each variant: `alpha`, the error probability that it may spend; how
+    many of the claims are settled then."""
 
     seeds: int
     alpha: float
-    tested: int
+    claims: int
     settled: int
 
 

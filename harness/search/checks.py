@@ -79,6 +79,11 @@ def check_before_start(resolved: Resolved, run: "RunDirectory", recorded: RunRec
         raise BadInput("benchmark.device=cuda: PyTorch sees no GPU on this machine; use auto or cpu")
     if "benchmark" in config.stages and "device" in config.benchmark.scopes and gpus.usable() == 0:
         raise BadInput(f"benchmark.scope={config.benchmark.scope}: PyTorch sees no GPU on this machine; use host")
+    if config.search.scheduler != "fifo" and resolved.space.variants:
+        raise BadInput(
+            f"search.scheduler={config.search.scheduler}: would stop seeds of a variant by how good they are, and so "
+            "falsify its mean; use fifo for an ablation"
+        )
     cores = system.environment().cores
     if (config.resources.cpus_per_trial or 0) > cores and not config.resources.address:
         raise BadInput(

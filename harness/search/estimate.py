@@ -8,6 +8,7 @@ from harness.run.directory import RunDirectory
 from harness.run.progress import Progress, duration
 from harness.search.resolution import Resolved
 from harness.search.trials import TrialGenerator, TrialSpec
+from harness.stats.sequential import SEEDS
 from harness.training.network import build_network
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ def print_estimate(resolved: Resolved, planner: TrialGenerator, data: "Dataset",
             state = "done before" if planned.id in done else "to run"
             name = planned.variant or f"sample {planned.index}"
             progress.line(f"  {planned.id} {name}, seed {planned.seed}: {state}; {changes}")
+    if search.seeds == "auto" and resolved.space.variants:
+        progress.line(
+            f"search.seeds=auto: variants of claims still open then get up to {SEEDS[-1]} seeds, not counted here"
+        )
     todo = trials if optuna else [planned for planned in trials if planned.id not in done]
     confirm = min(search.confirm, len(trials)) * search.confirm_seeds
     if resolved.space.variants or len(trials) < 2:

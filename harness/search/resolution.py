@@ -144,5 +144,7 @@ def _winner_space(path: Path) -> Space:
         trial, data = dict(found["trial"]), dict(found["data"])
         options = {f"options.{key}": value for key, value in trial.pop("options", {}).items()}
     except (OSError, storage.Corrupt, KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"space={path}: is no winner.json of a run ({type(error).__name__}: {error})") from error
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"is no winner.json of a run ({error})"
+        hint = "give one that harness.tune has written; trial.KEY=VALUE changes its values, a space FILE.py has others"
+        raise BadInput(f"space={path}: {reason}; {hint}") from error
     return Space(trial=flatten(trial, keep_lists=True) | options, data=flatten(data, keep_lists=True))

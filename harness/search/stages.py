@@ -8,6 +8,7 @@ from harness.run.records import LookRecord
 from harness.search.trials import TrialGenerator, TrialSpec
 from harness.stats.claims import judge_claims
 from harness.stats.sequential import is_planned, looks_of
+from tune_spaces import Claim
 
 
 def search_stage(generator: TrialGenerator, run: RunDirectory, progress: Progress) -> None:
@@ -40,32 +41,34 @@ def run_ablation(generator: TrialGenerator, run: RunDirectory, progress: Progres
     from harness.search.runner import run_trials
 
     resolved, search, started = generator.resolved, generator.search, time.monotonic()
-    claims, looks, variants = resolved.claims_of(resolved.variants), looks_of(search.seeds), resolved.variants
-    of, known = len(generator.search_trials()), 0
-    for look in looks:
+    claims, variants = [Claim(**claim) for claim in run.recorded().claims], resolved.variants
+    planned = is_planned(one.alpha for one in run.recorded().looks)  # which is kept, whatever is asked for now
+    of = len(generator.search_trials())
+    failed: set[str] = set()  # of this command: one retry is for the next
+    for number, look in enumerate(looks_of(search.seeds)):
         seeds = look.number or int(search.seeds)
-        trials = generator.repeats(seeds, variants)
+        trials = [spec for spec in generator.repeats(seeds, variants) if spec.id not in failed]
         budget = search.time_budget_seconds
         left = None if budget is None else max(1.0, budget - (time.monotonic() - started))
         missing = missing_of(trials, run, progress)
         if missing:
-            run_trials(missing, of, generator, run, progress, scheduler=True, seconds=left)
-        ended = {r.id for r in run.trials() if r.is_done or r.is_failure}
-        if not {spec.id for spec in trials} <= ended:
+            run_trials(missing, of, generator, run, progress, scheduler=False, seconds=left)
+        records = run.trials()
+        failed |= {r.id for r in records if r.is_failure}
+        if not {spec.id for spec in trials} <= {r.id for r in records if r.is_done or r.is_failure}:
             return  # out of time: a look at fewer seeds than were fixed beforehand does not count
-        planned = is_planned(one.alpha for one in run.recorded().looks)
-        findings = judge_claims(claims, run.trials(), looks_of("auto") if planned else looks)
-        still_open = [one for one in findings if one.verdict == "not settled"]
+        looks = looks_of("auto") if planned else looks_of(search.seeds)[: number + 1]
+        findings = judge_claims(claims, records, looks)
+        still_open = [one for one in findings if one.is_open]
         settled = len(findings) - len(still_open)
-        look_record = LookRecord(seeds=seeds, alpha=look.alpha, tested=len(findings) - known, settled=settled - known)
-        if look.number is not None or not planned:  # a plan is kept, whatever a later command asks for
-            run.record_look(look_record)
-        known = settled
+        is_news = bool(missing) or not run.recorded().looks
+        if is_news and not (planned and look.number is None):  # judged by the plan, more seeds change nothing
+            run.record_look(LookRecord(seeds=seeds, alpha=look.alpha, claims=len(findings), settled=settled))
         if claims:
             progress.line(f"search: {settled} of {len(findings)} claims settled after {seeds} seeds")
-        if not still_open:
-            return
         variants = [name for name in variants if any(name in (one.variant, one.than) for one in still_open)]
+        if not variants:
+            return
 
 
 def missing_of(trials: list[TrialSpec], run: RunDirectory, progress: Progress) -> list[TrialSpec]:
@@ -102,7 +105,7 @@ def confirm_stage(generator: TrialGenerator, run: RunDirectory, progress: Progre
         missing = missing_of(trials, run, progress)
         if missing:
             run_trials(missing, len(trials), generator, run, progress, scheduler=False)
-    winner = rank(run.trials(), settings.metric)[0]
+    winner = rank(run.trials(), settings.metric)[0]  # a searched one, if none of the fresh seeds has finished
     for record in winner.records:
         if record.metrics.test_accuracy is None:
             progress.status(f"reading the test set for {record.id}")

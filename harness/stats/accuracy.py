@@ -15,12 +15,13 @@ Outcome = Literal["passes", "fails", "too few images"]
 MOST = 10_000_000  # images; more are not asked for
 
 
-def accuracy_interval(correct: int, images: int) -> Estimate:
-    """Accuracy with Wilson's 95 % interval for the choice of test images (a binomial proportion)."""
-    from scipy.stats import binomtest
-
-    low, high = binomtest(correct, images).proportion_ci(CONFIDENCE, method="wilson")
-    return Estimate(correct / images, float(low), float(high), images)
+def accuracy_interval(accuracy: float, images: float) -> Estimate:
+    """Accuracy with Wilson's 95 % interval for the choice of test images (Journal of the American Statistical
+    Association 22, 1927); `images`: effective number, need not be whole."""
+    z = z_limit()
+    middle = (accuracy + z * z / (2 * images)) / (1 + z * z / images)
+    half = z / (1 + z * z / images) * math.sqrt(accuracy * (1 - accuracy) / images + z * z / (4 * images * images))
+    return Estimate(accuracy, max(0.0, middle - half), min(1.0, middle + half), round(images))
 
 
 def z_limit() -> float:

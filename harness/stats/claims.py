@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 POWER, MOST = 0.8, 1000  # of a needed number of seeds; the largest that is looked for
 REASONABLE = 20  # seeds per variant beyond which a question is said to cost too much
 METRICS = {"test_accuracy": "test accuracy", "gap": "training minus test accuracy"}
-Verdict = Literal["holds", "does not hold", "no difference", "not settled"]
+Verdict = Literal["holds", "does not hold", "no difference", "not judged", "not settled"]
+FAVOURABLE = ("holds", "no difference")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Finding:
     failed: Mapping[str, int] | None = None
 
     @property
+    def is_open(self) -> bool:
+        """Whether more seeds may settle it."""
+        return self.verdict == "not settled"
+
+    @property
     def sentence(self) -> str:
         """The finding in words, in points (percent)."""
         mean, low, high = (100 * v for v in (self.difference.mean, self.difference.low, self.difference.high))
@@ -55,7 +61,9 @@ class Finding:
         if self.failed:
             names = ", ".join(f"{counted(count, 'seed')} of {name} failed" for name, count in self.failed.items())
             text += f" ({names})"
-        if self.verdict == "not settled":
+        if self.verdict == "not judged":
+            return f"{text}, not judged: seeds that failed count against {self.variant}"
+        if self.is_open:
             return f"{text}, not settled{self._cost(interest)}"
         said = f"no difference as large as {interest}" if self.verdict == "no difference" else self.verdict
         return f"{text}, {said} (p = {self.p:.2g} after Holm's correction)"
@@ -76,17 +84,18 @@ def judge_claims(
     The tests are t-tests under the comparison model of all variants (harness/stats/comparison.py), with Holm's
     correction for the claims that were open at each look. A claim that one variant is better is settled by a difference
     or by showing that there is none as large as `of_interest` (two one-sided tests, Schuirmann 1987): the two null
-    hypotheses exclude each other. A claim settled at a look stays settled; a look counts once all open claims have all
-    its seeds.
+    hypotheses exclude each other. A claim settled at a look stays settled; a look counts for a claim once its variants
+    have all its seeds.
     """
     found: dict[int, Finding] = {}
     for number, look in enumerate(looks):
-        open_claims = [i for i in range(len(claims)) if i not in found or found[i].verdict == "not settled"]
-        if number and not all(_has_seeds(records, claims[i], look) for i in open_claims):
-            break
-        complete = all(_has_seeds(records, claims[i], look) for i in open_claims)
-        for i, finding in _at(look if complete else replace(look, alpha=0.0), claims, open_claims, records):
-            found[i] = finding
+        still_open = [i for i in range(len(claims)) if i not in found or found[i].is_open]
+        ready = [i for i in still_open if _has_seeds(records, claims[i], look)]
+        if number == 0:  # claims whose seeds are not there yet are shown, but nothing settles them
+            early = [i for i in still_open if i not in ready]
+            found |= _at(replace(look, alpha=0.0), claims, early, records, 0)
+        others = sum(i in found and i not in ready for i in still_open)
+        found |= _at(look, claims, ready, records, others)
     return [found[i] for i in sorted(found)]
 
 
@@ -99,9 +108,9 @@ def _has_seeds(records: Sequence[TrialRecord], claim: "Claim", look: Look) -> bo
 
 
 def _at(
-    look: Look, claims: Sequence["Claim"], numbers: Sequence[int], records: Sequence[TrialRecord]
-) -> Iterator[tuple[int, Finding]]:
-    """Findings about the claims with these numbers from the look's seeds alone."""
+    look: Look, claims: Sequence["Claim"], numbers: Sequence[int], records: Sequence[TrialRecord], others: int
+) -> dict[int, Finding]:
+    """Findings about the claims with these numbers from the look's seeds alone; `others`: open claims beside them."""
     chosen = [r for r in records if r.variant and (look.number is None or r.index < look.number)]
     models = {metric: _model(chosen, metric) for metric in {claims[i].metric for i in numbers}}
     tested = []
@@ -111,14 +120,15 @@ def _at(
         if {claim.variant, claim.than} <= set(model.values):
             difference = model.difference(claim.variant, claim.than)
             tested.append((i, difference, _ps(claim, difference)))
-    steps = holm([min(ps.values()) for _, _, ps in tested])
-    for (i, difference, ps), step in zip(tested, steps, strict=True):
+    found = {}
+    for (i, difference, ps), step in zip(tested, holm([min(ps.values()) for _, _, ps in tested], others), strict=True):
         failed = {
             name: count
             for name in (claims[i].variant, claims[i].than)
             if (count := sum(r.is_failure and r.variant == name for r in chosen))
         }
-        yield i, _finding(claims[i], difference, ps, step, look, failed)
+        found[i] = _finding(claims[i], difference, ps, step, look, failed)
+    return found
 
 
 def _model(records: Sequence[TrialRecord], metric: str) -> Comparison:
@@ -156,8 +166,8 @@ def _finding(
     level = look.alpha / step.divisor
     settled = step.p < look.alpha
     verdict: Verdict = next((name for name, own in ps.items() if settled and own < level), "not settled")
-    if verdict == "holds" and failed.get(claim.variant, 0) > (0 if claim.margin else failed.get(claim.than, 0)):
-        verdict = "not settled"  # a seed that failed counts against the variant, whatever the others reached
+    if verdict in FAVOURABLE and failed.get(claim.variant, 0) > (0 if claim.margin else failed.get(claim.than, 0)):
+        verdict = "not judged"  # a seed that failed counts against the variant, whatever the others reached
     seeds = None
     shown = level or (1 - CONFIDENCE) / step.divisor
     equivalence = claim.margin is not None
@@ -188,12 +198,14 @@ class HolmStep:
     divisor: int
 
 
-def holm(ps: Sequence[float]) -> list[HolmStep]:
-    """Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979), in the given order."""
+def holm(ps: Sequence[float], others: int = 0) -> list[HolmStep]:
+    """Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979), in the given order; `others`: further
+    hypotheses, which are not tested now."""
     steps, largest = [HolmStep(1.0, 1)] * len(ps), 0.0
     for done, position in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        largest = max(largest, min(1.0, (len(ps) - done) * ps[position]))
-        steps[position] = HolmStep(largest, len(ps) - done)
+        divisor = len(ps) + others - done
+        largest = max(largest, min(1.0, divisor * ps[position]))
+        steps[position] = HolmStep(largest, divisor)
     return steps
 
 
@@ -206,8 +218,7 @@ def seeds_range(
     """
     from scipy.special import chdtri
 
-    assert difference.pooled is not None
-    freedom, tail = difference.pooled.freedom, (1 - CONFIDENCE) / 2
+    freedom, tail = difference.deviation_freedom, (1 - CONFIDENCE) / 2
     low, high = (
         needed_seeds(
             difference.deviation * math.sqrt(freedom / float(chdtri(freedom, p))),

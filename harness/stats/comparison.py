@@ -100,7 +100,8 @@ class Comparison:
         error = math.sqrt(max(self.variance * share, of_pair))
         tested = TDistributed(error, self.freedom)
         guard = None if self.paired else own.pooled
-        return Difference(self.means[a] - self.means[b], tested, guard, error / math.sqrt(share), own.n)
+        freedom = own.deviation_freedom if of_pair > self.variance * share else self.freedom
+        return Difference(self.means[a] - self.means[b], tested, guard, error / math.sqrt(share), own.n, freedom)
 
     def worse_than(self, best: str, others: Sequence[str]) -> list[float]:
         """Adjusted p values that each of `others`, ordered by their means, is worse than the `best`; NaN if unknown.

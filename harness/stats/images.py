@@ -28,12 +28,18 @@ def deviation_floor(correct: Correct) -> float:
     return float(math.sqrt(float((shares * (1 - shares)).sum()) * seeds / (seeds - 1)) / images)
 
 
-def image_margin(first: Correct, second: Correct | None = None) -> float:
-    """How far other test images would move the mean accuracy over seeds (or its difference, paired by image), at 95 %.
+def effective_images(correct: Correct) -> float:
+    """As many images of one network, each right or wrong, leave the mean accuracy over seeds as uncertain."""
+    shares = correct.mean(0)
+    accuracy, variance = float(shares.mean()), float(shares.var())
+    return float(len(shares) * (accuracy * (1 - accuracy) / variance if variance else 1.0))
 
-    A fraction; 0 where all images are alike, NaN with fewer than two.
+
+def image_margin(first: Correct, second: Correct) -> float:
+    """How far other test images would move the difference of two mean accuracies, paired by image, at 95 %.
+
+    A fraction; never less than for two networks that no image distinguishes (Tango's interval without lost or gained).
     """
-    values = first.mean(0) if second is None else first.mean(0) - second.mean(0)
-    if len(values) < 2:
-        return math.nan
-    return float(ndtri(0.5 + CONFIDENCE / 2) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    z, images = float(ndtri(0.5 + CONFIDENCE / 2)), first.shape[1]
+    difference = first.mean(0) - second.mean(0)
+    return float(max(z * math.sqrt(float(difference.var(ddof=1)) / images), z * z / (images + z * z)))

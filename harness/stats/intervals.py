@@ -79,7 +79,7 @@ class Difference:
 
     `pooled`: with the variance of all treatments or the pair's where that is larger; `own`: by the pair's values alone,
     at GUARD times the level; where there are no others, the two are the same. `deviation`: standard deviation of one
-    trial; `n`: values of the smaller group.
+    trial, known with `deviation_freedom` degrees of freedom; `n`: values of the smaller group.
     """
 
     mean: float
@@ -87,6 +87,7 @@ class Difference:
     own: TDistributed | None
     deviation: float
     n: int
+    deviation_freedom: float = 0.0
 
     def interval_at(self, confidence: float = CONFIDENCE) -> Estimate:
         if self.pooled is None:
@@ -111,7 +112,7 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
         return Difference(difference, None, None, math.nan, n)
     below = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True) if part)
     tested = TDistributed(math.sqrt(sum(parts)), sum(parts) ** 2 / below)
-    return Difference(difference, tested, None, math.sqrt(sum(variances) / 2), n)
+    return Difference(difference, tested, None, math.sqrt(sum(variances) / 2), n, tested.freedom)
 
 
 def paired(differences: Sequence[float]) -> Difference:
@@ -120,4 +121,4 @@ def paired(differences: Sequence[float]) -> Difference:
     if n < 2 or agree(differences):
         return Difference(mean, None, None, math.nan, n)
     deviation = float(np.std(differences, ddof=1))
-    return Difference(mean, TDistributed(deviation / math.sqrt(n), n - 1), None, deviation / math.sqrt(2), n)
+    return Difference(mean, TDistributed(deviation / math.sqrt(n), n - 1), None, deviation / math.sqrt(2), n, n - 1)

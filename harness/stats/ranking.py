@@ -25,42 +25,64 @@ class Ranked:
     p: float
     tied: bool
 
+    @property
+    def is_worse(self) -> bool:
+        """Whether it is shown to be worse than the best."""
+        return self.p < 1 - CONFIDENCE
+
 
 def rank(records: Sequence[TrialRecord], metric: str = "val_accuracy") -> list[Ranked]:
-    """Configurations, best first; only the confirmed ones if there are any.
+    """Configurations with finished trials, best first; only the confirmed ones if any of them has finished.
 
-    Fewer failed seeds come first, whatever the others reached; then the mean on validation over the finished ones. The
-    search's trials do not count for confirmed configurations: the best of many trials was selected for its luck, too.
-    `metric`: val_accuracy or val_loss.
+    Fewer failed seeds come first, whatever the others reached; then the mean on validation over the finished ones, as
+    the comparison model has it. The search's trials do not count for confirmed configurations: the best of many trials
+    was selected for its luck, too. `metric`: val_accuracy or val_loss.
     """
-    ended = [r for r in records if r.status == "finished" or r.is_failure]
-    confirmed = [r for r in ended if r.stage == "confirm"]
-    groups: dict[str, list[TrialRecord]] = {}
-    for record in confirmed or ended:
-        groups.setdefault(trial_id(record.config, 0, ""), []).append(record)
+    groups = _groups(records)
+    finished = {key: tuple(r for r in group if r.status == "finished") for key, group in groups.items()}
+    failed = {key: tuple(r for r in groups[key] if r.is_failure) for key in groups}
+    least = min((len(failed[key]) for key in groups if finished[key]), default=0)
+    alike = [key for key in groups if finished[key] and len(failed[key]) == least]  # a failed seed has no value
+    values = {key: {r.seed: r.metrics.of(metric) for r in finished[key]} for key in alike}
     sign = -1 if metric == "val_accuracy" else 1
-    rows = []
-    for group in groups.values():
-        finished = [r for r in group if r.status == "finished"]
-        if finished:
-            failed = tuple(r for r in group if r.is_failure)
-            rows.append((tuple(finished), failed, seeds_interval([r.metrics.of(metric) for r in finished])))
-    rows.sort(key=lambda row: (len(row[1]), sign * row[2].mean, row[0][0].index))
-    alike = [row for row in rows if len(row[1]) == len(rows[0][1])]  # a failed seed has no value to compare
-    values = {str(i): {r.seed: r.metrics.of(metric) for r in row[0]} for i, row in enumerate(alike)}
-    ps = [math.nan, *Comparison.of(values).worse_than("0", list(values)[1:])] if rows else []
-    ps += [math.nan] * (len(rows) - len(ps))
+    compared = Comparison.of(values)
+    alike.sort(key=lambda key: (sign * compared.means[key], finished[key][0].index))
+    ps = [math.nan, *compared.worse_than(alike[0], alike[1:])] if alike else []
+    rest = [key for key in groups if finished[key] and key not in values]
+    estimates = {key: seeds_interval([r.metrics.of(metric) for r in finished[key]]) for key in [*alike, *rest]}
+    rest.sort(key=lambda key: (len(failed[key]), sign * estimates[key].mean, finished[key][0].index))
     return [
         Ranked(
-            name=finished[0].configuration_name,
-            records=finished,
-            failed=failed,
-            estimate=estimate,
+            name=finished[key][0].configuration_name,
+            records=finished[key],
+            failed=failed[key],
+            estimate=estimates[key],
             p=p,
             tied=0 < position < len(alike) and not p < 1 - CONFIDENCE,
         )
-        for position, ((finished, failed, estimate), p) in enumerate(zip(rows, ps, strict=True))
+        for position, (key, p) in enumerate(zip([*alike, *rest], [*ps, *[math.nan] * len(rest)], strict=True))
     ]
+
+
+def without_success(records: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
+    """Configurations of which every trial failed, by name: no ranking has them."""
+    return {
+        group[0].configuration_name: [r for r in group if r.is_failure]
+        for group in _groups(records).values()
+        if not any(r.status == "finished" for r in group)
+    }
+
+
+def _groups(records: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
+    """Ended trials by configuration: the confirmed ones if any of these has finished, otherwise the searched ones."""
+    ended = [r for r in records if r.status == "finished" or r.is_failure]
+    confirmed = [r for r in ended if r.stage == "confirm"]
+    if not any(r.status == "finished" for r in confirmed):
+        confirmed = []
+    groups: dict[str, list[TrialRecord]] = {}
+    for record in confirmed or [r for r in ended if r.stage != "confirm"]:
+        groups.setdefault(trial_id(record.config, 0, ""), []).append(record)
+    return groups
 
 
 def winning_trial(ranked: Ranked, metric: str = "val_accuracy") -> TrialRecord:
