@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from benchmarks.inference.verdict import not_slower
+from benchmarks.simulation import judge_by_plan
 from harness.config import command_line
 from harness.config.trial import Strict
 from harness.run import storage
@@ -146,19 +147,6 @@ def simulated_findings(
         for seed, value in enumerate(generator.normal(means.get(name, 0.75), deviation, seeds).tolist())
     ]
     return judge_claims(claims, records) if looks == FIXED else judge_by_plan(claims, records, looks)
-
-
-def judge_by_plan(claims: Sequence[Claim], records: Sequence[TrialRecord], looks: Sequence[Look]) -> list[Finding]:
-    """The findings of seeds=auto, which trains only the variants of open claims on; `records`: what it may train."""
-    variants, trained, findings = {r.variant for r in records}, list[TrialRecord](), list[Finding]()
-    for number, look in enumerate(looks):
-        before = looks[number - 1].number or 0 if number else 0
-        trained += [r for r in records if r.variant in variants and before <= r.index < (look.number or 0)]
-        findings = judge_claims(claims, trained, looks[: number + 1])
-        variants = {name for one in findings if one.is_open for name in (one.variant, one.than)}
-        if not variants:
-            break
-    return findings
 
 
 def claim_scenarios() -> Iterator[Scenario]:

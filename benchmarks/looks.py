@@ -15,7 +15,7 @@ from statistics import fmean, median
 import numpy as np
 from pydantic import Field
 
-from benchmarks.evidence import judge_by_plan
+from benchmarks.simulation import judge_by_plan
 from harness.config import BadInput, StageConfig, command_line
 from harness.run.directory import RunDirectory
 from harness.run.progress import Progress

@@ -16,7 +16,7 @@ LAYERS = (
     ("harness.training",),
     ("harness.stats",),
     ("harness.search", "harness.reporting", "export"),
-    ("benchmarks.inference", "benchmarks.arms", "benchmarks.sweeps", "benchmarks.timing"),
+    ("benchmarks.inference", "benchmarks.arms", "benchmarks.simulation", "benchmarks.sweeps", "benchmarks.timing"),
     ("harness.pipeline", "COMMAND"),
 )
 PACKAGES = ("architectures", "benchmarks", "export", "harness", "tune_spaces")

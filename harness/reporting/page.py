@@ -11,7 +11,7 @@ from harness.config.keys import flatten
 from harness.reporting import captions, tables
 from harness.reporting.headline import Headline, correct_images, headline
 from harness.reporting.tables import VariantRow
-from harness.reporting.words import METRIC_NAMES, arguments, data_name, percent, space_name
+from harness.reporting.words import METRIC_NAMES, data_name, percent, space_name, trial_arguments
 from harness.run import storage
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
@@ -57,7 +57,7 @@ def write_report(run: RunDirectory, progress: "Progress") -> None:
         recorded=recorded,
         metric=METRIC_NAMES[recorded.metric],
         headline=headline(run, recorded, ranked, manifest, recommended, findings, records),
-        winner=arguments(flatten(winner.config, keep_lists=True)) if winner else "",
+        winner=trial_arguments(flatten(winner.config, keep_lists=True)) if winner else "",
         longer=2 * winner.trial.epochs if winner and run.has_winner(winner) else None,
         winner_file=run.winner_file,
         confirmed=bool(ranked) and ranked[0].records[0].stage == "confirm",
@@ -125,12 +125,12 @@ def findings_of(recorded: RunRecord, records: Sequence[TrialRecord]) -> list[Fin
 
 
 def is_short(recorded: RunRecord, records: Sequence[TrialRecord]) -> bool:
-    """Whether the last command was to train more seeds, a fixed number, than there are."""
+    """Whether the last command was to train more seeds, a fixed number, than a variant has."""
     seeds = _seeds(recorded)
     if seeds == "auto":
         return False
     ended = Counter(r.variant for r in records if r.is_done or r.is_failure)
-    return any(ended[name] < seeds for name in recorded.config["search"].get("variants") or recorded.variants)
+    return any(0 < ended[name] < seeds for name in recorded.config["search"].get("variants") or recorded.variants)
 
 
 def _seeds(recorded: RunRecord) -> int | Literal["auto"]:

@@ -44,10 +44,10 @@ def number(value: object) -> str:
 
 def changes(record: TrialRecord) -> str:
     """The trial's changes to the base, as on the command line."""
-    return arguments(record.parameters, precise=False)
+    return trial_arguments(record.parameters, precise=False)
 
 
-def arguments(values: Mapping[str, object], *, precise: bool = True) -> str:
+def trial_arguments(values: Mapping[str, object], *, precise: bool = True) -> str:
     """Values of `trial.` by dotted key as words of a command line; not `precise`: floats with four digits."""
     words = []
     for key, value in values.items():
