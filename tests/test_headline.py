@@ -65,6 +65,10 @@ CASES = {
         [*of(1, GOOD), *(trial_record(2, seed, 0.1, status="diverged") for seed in range(3))],
         "reservation: no trial of sample 2 has finished (diverged)",
     ),
+    "no confirmation": (
+        [*of(1, [0.9]), *of(2, [0.8]), trial_record(1, 100, 0.1, "confirm", "diverged")],
+        "reservation: no trial on a fresh seed has finished: the ranking is that of the search",
+    ),
     "one seed against several": (
         [*of(1, [0.83]), *of(2, EQUAL), *of(3, GOOD)],
         "best: sample 1 has the highest validation accuracy of 3 configurations, in a single run; not shown to be "

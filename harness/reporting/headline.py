@@ -68,6 +68,9 @@ def headline(
     if lost:
         statuses = sorted({str(record.status) for own in lost.values() for record in own})
         reservations.insert(0, f"no trial of {listed(list(lost))} has finished ({listed(statuses)})")
+    confirmed = [r.status for r in records if r.stage == "confirm"]
+    if confirmed and "finished" not in confirmed:
+        reservations.insert(0, "no trial on a fresh seed has finished: the ranking is that of the search")
     if noisy := _too_noisy(findings, records):
         reservations.append(noisy)
     return Headline(best_sentence(ranked, recorded.metric, len(lost)), facts, reservations)
