@@ -89,6 +89,9 @@ BAD = {
     "space=quick benchmark.runtimes=[tensorflow]": r"benchmark\.runtimes=tensorflow: unknown",
     "space=quick resources.gpus_per_trial=1.5": r"resources\.gpus_per_trial=1\.5: a trial uses one GPU",
     "space=quick resources.cpus_per_trial=1000": r"resources\.cpus_per_trial=1000: ",
+    "space=annealed data.name=digits search.seeds=some": r"search\.seeds=some: input should be a valid integer",
+    "space=annealed data.name=digits search.scheduler=asha": r"search\.scheduler=asha: would stop seeds of a variant",
+    "space=/no/winner.json": r"space=/no/winner\.json: does not exist; give one that harness\.tune has written",
 }
 
 

@@ -1,10 +1,16 @@
 """The report of a run: one page that needs nothing else, in which texts from outside are inert."""
 
 import html.parser
+import shlex
 import shutil
 
+import numpy as np
 from conftest import command, records
 
+from export.parity import compare_logits
+from harness.reporting import tables
+from harness.reporting.words import trial_arguments
+from harness.run.manifest import FileEntry, Manifest
 from harness.run.records import read_trial, write_trial
 
 
@@ -51,6 +57,38 @@ def test_report_is_one_self_contained_page(small_run):
     assert "the highest mean validation accuracy of" in page.text
     assert "val_accuracy" not in page.text
     assert "onnxruntime" in page.text
+
+
+def test_a_file_whose_logits_are_not_finite_fails():
+    """Its accuracy alone would pass the gate."""
+    reference = np.tile([1.0, 0.0], (2000, 1))
+    logits = reference.copy()
+    logits[0, 1] = np.nan
+    record = compare_logits(logits, reference, np.zeros(2000, int), 0.005).record()
+    manifest = Manifest(
+        id="x",
+        config={},
+        weights_sha256=None,
+        classes=[],
+        input_size=8,
+        files={"model_int8.onnx": FileEntry(format="onnx", precision="int8", parity=record)},
+    )
+    table = tables.files_table(manifest)
+    assert table.rows[0][table.headers.index("check")].text == "fails"
+
+
+def test_the_winners_configuration_is_a_command_line():
+    values = {"options.widths": [[8, 16], [32, 32]], "optimizer.lr": 0.0123456789, "early_stop": None, "epochs": 1000}
+    words = shlex.split(trial_arguments(values | {"augmentation.flip": True, "options.weights": "a b.safetensors"}))
+    texts = dict(word.removeprefix("trial.").split("=", 1) for word in words)
+    assert texts == {
+        "options.widths": "[[8,16],[32,32]]",
+        "optimizer.lr": "0.0123456789",
+        "early_stop": "none",
+        "epochs": "1000",
+        "augmentation.flip": "true",
+        "options.weights": "a b.safetensors",
+    }
 
 
 def test_texts_from_outside_are_inert_in_the_report(small_run, tmp_path):

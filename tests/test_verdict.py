@@ -77,9 +77,11 @@ def test_a_latency_limit():
     """It is met or exceeded by the interval of the share of calls beyond it, or by too few calls."""
     assert decided(SPEEDS, latency_ms=100).ship["backend"] == "faster"  # 15 calls are too few, but none is beyond it
     assert "too few calls to say whether its p90 latency is at most 100 ms" in decided(SPEEDS, latency_ms=100).sentence
+    assert not decided(SPEEDS, latency_ms=100).settled
     assert decided(SPEEDS, replicates=20, latency_ms=100).reservation == ""
     told = decided(SPEEDS, replicates=20, latency_ms=1)
     assert told.ship is None
+    assert told.settled  # more replicates would bring none
     assert "no arm meets the constraints" in told.sentence
 
 
