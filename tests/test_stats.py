@@ -185,3 +185,13 @@ def test_the_search_ranks_if_no_confirmation_has_finished():
     searched = [trial_record(1, 1, 0.9), trial_record(2, 2, 0.8)]
     diverged = [trial_record(i, 100, 0.1, "confirm", "diverged") for i in (1, 2)]
     assert [one.name for one in rank([*searched, *diverged])] == ["sample 1", "sample 2"]
+
+
+@pytest.mark.parametrize(("treatments", "blocks"), [(2, 2), (3, 5), (7, 20), (12, 7), (12, 13), (14, 20)])
+def test_the_variance_with_blocks_is_that_of_the_table(treatments, blocks):
+    """Two-way analysis of variance: the normal equations are singular, and no rounding may show in the residuals."""
+    y = 0.75 + np.random.default_rng(0).normal(0, 0.004, (treatments, blocks))
+    residuals = y - y.mean(1, keepdims=True) - y.mean(0) + y.mean()
+    found = of(*y, paired=True)
+    assert found.freedom == (treatments - 1) * (blocks - 1)
+    assert found.variance == pytest.approx(np.square(residuals).sum() / found.freedom, rel=1e-6)

@@ -137,7 +137,8 @@ def _fast(row: Json, reference: str) -> str:
     speed = "the reference itself"
     if row["backend"] != reference:
         speed = f"{row['ratio']:.2f}{_limits(row['ratio_low'], row['ratio_high'])} times {reference}"
-    return f"{file} with {runtime} on {row['device']}: {speed} at batch {row['batch_size']:g}"
+    scope = f", from {row['scope']}" if str(row["scope"]).startswith("uint8") else ""
+    return f"{file} with {runtime} on {row['device']}: {speed} at batch {row['batch_size']:g}{scope}"
 
 
 def _accurate(row: Json) -> str:

@@ -64,7 +64,7 @@ class Comparison:
         y = np.array([values[names[i]][blocks[j]] for i, j in cells])
         treatment, block = (np.eye(n)[[cell[k] for cell in cells]] for k, n in ((0, len(names)), (1, len(blocks))))
         x = np.hstack([treatment, block - block.mean(0)])
-        inverse = np.linalg.pinv(x.T @ x)
+        inverse = np.linalg.pinv(x.T @ x, rcond=1e-10, hermitian=True)  # a block is redundant: singular
         fitted = inverse @ x.T @ y
         squares, left = np.square(y - x @ fitted), 1 - np.einsum("ij,jk,ik->i", x, inverse, x)
         freedom = _known(float(squares.sum()), len(y) - int(np.linalg.matrix_rank(x)))
