@@ -60,7 +60,7 @@ def test_command(line, images, small_run, tmp_path, monkeypatch, capsys):
     if words[2] == "harness.tune" and "dry_run=true" not in words:
         words.append("dry_run=true")
     if "benchmarks" in words:
-        words = [w for w in words if not w.startswith("benchmark.batch_sizes=")]
+        words = [w for w in words if not w.startswith(("benchmark.batch_sizes=", "benchmark.replicates="))]
         words += ["benchmark.batch_sizes=[1]", "benchmark.replicates=2", "benchmark.runtimes=[onnxruntime]"]
     if "benchmarks.noise" in words:
         words += ["sittings=2", "replicates=2", "rounds=1", "round_seconds=0.01"]
