@@ -91,7 +91,9 @@ def main(config: Noise) -> int:
                 more, costs, _ = sitting.replicate(number * config.replicates + replicate, progress)
                 rows += more
                 cold += costs
-            table = summarize_rounds(rows, cold, arms, arms[0].name, AGAIN, 0.005).set_index("backend")
+            table = summarize_rounds(rows, cold, arms, arms[0].name, AGAIN, settings.max_accuracy_drop).set_index(
+                "backend"
+            )
             for kind, name in (("equal", AGAIN), ("slower", arms[1].name)):
                 row = table.loc[name]
                 ratios.append({"sitting": number, "kind": kind, **{k: row[k].item() for k in RATIO}})

@@ -150,7 +150,8 @@ def run_stages(resolved: Resolved, command: str) -> int:
             try:
                 with progress.live():
                     run_stage(stage, generator, run, progress)
-                    _write_winner(run, config.search.metric)
+                    if stage in ("search", "confirm"):
+                        _write_winner(run, config.search.metric)
             except BadInput:
                 raise
             except Exception as error:
@@ -217,14 +218,14 @@ def run_stage(stage: str, generator: TrialGenerator, run: "RunDirectory", progre
 
 def report_outcome(run: "RunDirectory", config: Tune, failed: list[str], seconds: float, progress: "Progress") -> int:
     """Log how the command ended; returns the exit code."""
-    from harness.reporting.page import run_headline
+    from harness.reporting.page import Results
     from harness.run.progress import duration
 
     records = run.trials()
     broken = [r for r in records if r.status in ("failed", "oom")]
     for record in broken:
         progress.line(f"{record.status}: trial {record.id}: {record.error} ({run.trial_folder(record.id)})")
-    for line in run_headline(run).lines:
+    for line in Results.of(run).headline.lines:
         progress.line(line)
     progress.line(f"done in {duration(seconds)}" + (f"; failed stages: {', '.join(failed)}" if failed else ""))
     if "report" in config.stages and "report" not in failed:

@@ -10,7 +10,7 @@ from harness.reporting.words import METRIC_NAMES, changes, listed, measured, per
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
 from harness.run.progress import counted
-from harness.run.records import Recommendation, RunRecord, TrialRecord, read_correct
+from harness.run.records import CORRECT_FILE, Recommendation, RunRecord, TrialRecord, read_correct
 from harness.stats.accuracy import accuracy_interval
 from harness.stats.claims import REASONABLE, Finding
 from harness.stats.images import Correct, effective_images
@@ -124,8 +124,13 @@ def correct_images(run: RunDirectory, records: Sequence[TrialRecord], images: in
     """Which test `images` the networks of these trials classify correctly; None where a trial did not keep it."""
     import numpy as np
 
-    found = [read_correct(run.trial_folder(record.id), record, images) for record in records]
-    kept = [one for one in found if one is not None]
+    kept = []
+    for record in records:
+        correct = read_correct(run.trial_folder(record.id), record, images)
+        if correct is not None:
+            kept.append(correct)
+        elif record.correct_sha256 is not None:
+            run.notice(f"{run.trial_folder(record.id) / CORRECT_FILE}: is corrupt or missing; left out")
     return np.stack(kept) if kept and len(kept) == len(records) else None
 
 

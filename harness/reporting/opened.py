@@ -52,7 +52,7 @@ class OpenRun:
 
     @property
     def ranking(self) -> list[Ranked]:
-        """Configurations, best first; `tied`: not distinguishable from the best at 95 %."""
+        """Configurations, best first; `tied`: not shown to be worse than the best at 95 %."""
         return rank(self.records, self.record.metric)
 
     @property
@@ -71,9 +71,9 @@ class OpenRun:
     @property
     def manifest(self) -> Manifest | None:
         """The manifest of the winner's export; None if it is not exported."""
-        winner = self.winner
-        file = self.directory.exported_folder(winner.id) / "manifest.json" if winner else None
-        return Manifest.read(file) if file and file.is_file() else None
+        from harness.reporting.page import winners_manifest
+
+        return winners_manifest(self.directory, self.winner)
 
     @property
     def files(self) -> dict[str, Path]:

@@ -4,7 +4,7 @@ import base64
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from harness.config.keys import flatten
@@ -19,7 +19,7 @@ from harness.run.records import Recommendation, RunRecord, TrialRecord
 from harness.stats.accuracy import change_interval
 from harness.stats.claims import Finding, judge_claims
 from harness.stats.images import image_margin
-from harness.stats.ranking import rank, winning_trial
+from harness.stats.ranking import Ranked, rank, winning_trial
 from harness.stats.sequential import is_planned, looks_of
 from tune_spaces import Claim
 
@@ -31,17 +31,43 @@ if TYPE_CHECKING:
     from harness.run.progress import Progress
 
 
+@dataclass(frozen=True)
+class Results:
+    """What a run has so far: trials, ranking and winner, the winner's export and recommendation, findings."""
+
+    run: RunDirectory
+    recorded: RunRecord
+    records: list[TrialRecord]
+    ranked: list[Ranked]
+    winner: TrialRecord | None
+    manifest: Manifest | None
+    recommended: Recommendation | None
+    findings: list[Finding]
+
+    @classmethod
+    def of(cls, run: RunDirectory) -> "Results":
+        recorded, records = run.recorded(), run.trials()
+        ranked = rank(records, recorded.metric)
+        winner = winning_trial(ranked[0], recorded.metric) if ranked else None
+        manifest, recommended = winners_manifest(run, winner), _recommendation(run, winner)
+        return cls(run, recorded, records, ranked, winner, manifest, recommended, findings_of(recorded, records))
+
+    @property
+    def headline(self) -> Headline:
+        return headline(
+            self.run, self.recorded, self.ranked, self.manifest, self.recommended, self.findings, self.records
+        )
+
+
 def write_report(run: RunDirectory, progress: "Progress") -> None:
     """Write the report of the run directory; the page states which stages have no results yet."""
     progress.status("drawing the report")
-    recorded, records = run.recorded(), run.trials()
-    ranked = rank(records, recorded.metric)
-    winner = winning_trial(ranked[0], recorded.metric) if ranked else None
-    manifest = winners_manifest(run, winner)
+    results = Results.of(run)
+    recorded, records, ranked, winner = results.recorded, results.records, results.ranked, results.winner
+    manifest, recommended, findings = results.manifest, results.recommended, results.findings
     name = winner.id if winner else None
     summary, rounds = _table(run, "inference_summary.csv", name), _table(run, "inference.csv", name)
-    findings, variants = findings_of(recorded, records), variants_of(recorded, records, run)
-    recommended = winners_recommendation(run, winner)
+    variants = variants_of(recorded, records, run)
     shown = [
         captions.of_trials(run, recorded, records),
         captions.of_ablation(run, recorded, records, findings, {row.variant: row.values for row in variants}),
@@ -56,7 +82,7 @@ def write_report(run: RunDirectory, progress: "Progress") -> None:
         title=f"{space_name(recorded)} on {data_name(recorded)}",
         recorded=recorded,
         metric=METRIC_NAMES[recorded.metric],
-        headline=headline(run, recorded, ranked, manifest, recommended, findings, records),
+        headline=results.headline,
         winner=trial_arguments(flatten(winner.config, keep_lists=True)) if winner else "",
         longer=2 * winner.trial.epochs if winner and run.has_winner(winner) else None,
         winner_file=run.winner_file,
@@ -74,15 +100,6 @@ def write_report(run: RunDirectory, progress: "Progress") -> None:
         environment=flatten(recorded.environment),
     )
     storage.write_atomically(run.path / "report" / "index.html", page)
-
-
-def run_headline(run: RunDirectory) -> Headline:
-    """The headline from the run directory as it is now."""
-    recorded, records = run.recorded(), run.trials()
-    ranked = rank(records, recorded.metric)
-    winner = winning_trial(ranked[0], recorded.metric) if ranked else None
-    manifest, recommended = winners_manifest(run, winner), winners_recommendation(run, winner)
-    return headline(run, recorded, ranked, manifest, recommended, findings_of(recorded, records), records)
 
 
 def winners_manifest(run: RunDirectory, winner: TrialRecord | None) -> Manifest | None:
@@ -181,7 +198,7 @@ def _table(run: RunDirectory, name: str, winner: str | None) -> "pd.DataFrame | 
     return table if len(table) else None
 
 
-def winners_recommendation(run: RunDirectory, winner: TrialRecord | None) -> Recommendation | None:
+def _recommendation(run: RunDirectory, winner: TrialRecord | None) -> Recommendation | None:
     """The benchmark's recommendation, if it measured the winner."""
     if winner is None or not run.is_benchmark_intact("verdict.json"):
         return None

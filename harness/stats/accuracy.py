@@ -94,7 +94,7 @@ class Gate:
 
 
 def needed_images(lost: int, gained: int, images: int, allowed: float) -> int | None:
-    """The images with which the shares of lost and gained would pass, to two digits; None if more than MOST."""
+    """The images with which the shares of lost and gained would pass; None if more than MOST."""
     z = z_limit()
 
     def passes(n: float) -> bool:

@@ -140,7 +140,7 @@ def _model(records: Sequence[TrialRecord], metric: str) -> Comparison:
 
 
 def _ps(claim: "Claim", difference: Difference) -> dict[Verdict, float]:
-    """P of each verdict that would settle the claim; 1 where there are too few trials."""
+    """The p value of each verdict that would settle the claim; 1 where there are too few trials."""
     if difference.pooled is None:
         return {"not settled": 1.0}
     size, margin = abs(difference.mean), claim.smallest

@@ -41,16 +41,17 @@ class Evaluation:
     def __call__(self, part: DeviceSplit, precision: str) -> tuple[float, float]:
         """(mean cross-entropy, accuracy)"""
         loss, correct = self.by_image(part, precision)
-        return loss, float(correct.double().mean())
+        loss_value, accuracy = torch.stack((loss, correct.double().mean())).tolist()  # waits for the device once
+        return loss_value, accuracy
 
-    def by_image(self, part: DeviceSplit, precision: str) -> tuple[float, torch.Tensor]:
-        """(mean cross-entropy, whether each image is classified correctly: bool [N])"""
+    def by_image(self, part: DeviceSplit, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """(mean cross-entropy, float64; whether each image is classified correctly, bool [N])"""
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         correct = []
         for logits, labels in self.logits(part, precision):
             loss += nn.functional.cross_entropy(logits, labels, reduction="sum").double()
             correct.append(logits.argmax(1) == labels)
-        return float(loss / len(part.rows)), torch.cat(correct)
+        return loss / len(part.rows), torch.cat(correct)
 
 
 def read_test(folder: Path, record: TrialRecord, data: Data, device: str = "auto") -> TrialRecord:
@@ -66,16 +67,16 @@ def read_test(folder: Path, record: TrialRecord, data: Data, device: str = "auto
     return write_trial(folder, record)
 
 
-def record_test(folder: Path | None, record: TrialRecord, loss: float, correct: torch.Tensor) -> None:
+def record_test(folder: Path | None, record: TrialRecord, loss: torch.Tensor, correct: torch.Tensor) -> None:
     """Set the metrics of a read of the test split in the record; write which images are `correct` to the folder."""
-    record.metrics.test_loss, record.metrics.test_accuracy = loss, float(correct.double().mean())
+    record.metrics.test_loss, record.metrics.test_accuracy = float(loss), float(correct.double().mean())
     if folder is not None:
         record.correct_sha256 = write_correct(folder, correct.cpu().numpy())
 
 
 def evaluate_test(
     network: Any, config: Trial, device: torch.device, part: DeviceSplit, fingerprint: str
-) -> tuple[float, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, whether each image is classified correctly) of the uncompiled network, eager and in float32, whatever plan
     trained it."""
     network = to_device(network, device)
