@@ -95,7 +95,7 @@ def main(config: Noise) -> int:
                 "backend"
             )
             for kind, name in (("equal", AGAIN), ("slower", arms[1].name)):
-                row = table.loc[name]
+                row = summary.set_index("backend").loc[name]
                 ratios.append({"sitting": number, "kind": kind, **{k: row[k].item() for k in RATIO}})
             found = detection_rates(ratios)
             storage.write_json(

@@ -49,7 +49,11 @@ class Results:
         recorded, records = run.recorded(), run.trials()
         ranked = rank(records, recorded.metric)
         winner = winning_trial(ranked[0], recorded.metric) if ranked else None
-        manifest, recommended = winners_manifest(run, winner), _recommendation(run, winner)
+        recommended, manifest = _recommendation(run, winner), None
+        try:
+            manifest = winners_manifest(run, winner)
+        except storage.Corrupt as error:
+            run.notice(f"{error}; the export is left out")
         return cls(run, recorded, records, ranked, winner, manifest, recommended, findings_of(recorded, records))
 
     @property
