@@ -91,9 +91,7 @@ def main(config: Noise) -> int:
                 more, costs, _ = sitting.replicate(number * config.replicates + replicate, progress)
                 rows += more
                 cold += costs
-            table = summarize_rounds(rows, cold, arms, arms[0].name, AGAIN, settings.max_accuracy_drop).set_index(
-                "backend"
-            )
+            summary = summarize_rounds(rows, cold, arms, arms[0].name, AGAIN, settings.max_accuracy_drop)
             for kind, name in (("equal", AGAIN), ("slower", arms[1].name)):
                 row = summary.set_index("backend").loc[name]
                 ratios.append({"sitting": number, "kind": kind, **{k: row[k].item() for k in RATIO}})
