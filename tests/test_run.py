@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -98,14 +97,12 @@ def test_lines_in_a_pipe_are_plain(small_run):
 def test_the_same_command_runs_only_what_is_missing(small_run):
     run, _ = small_run
     before, digests = written(run), {p: storage.sha256(p) for p in run.glob("exported/*/**/*") if p.is_file()}
-    started = time.perf_counter()
     again = command(*SMALL_RUN, cwd=run.parent)
     assert again.returncode == 0, again.stderr
     assert written(run) == before
     assert {p: storage.sha256(p) for p in run.glob("exported/*/**/*") if p.is_file()} == digests
     assert "0 trials to run, 3 done before" in again.stdout
     assert "benchmark: is already complete" in again.stdout
-    assert time.perf_counter() - started < 60
 
     lost = next((run / "trials").glob("*"))
     record = json.loads((lost / "trial.json").read_text())
@@ -159,7 +156,8 @@ def test_a_variant_that_changed_is_refused(tmp_path):
     """Its earlier trials are another variant's; and trials of other images are none of this run's."""
     space = tmp_path / "space.py"
     space.write_text(Path(ABLATION).read_text())
-    arguments = ["-m", "harness.tune", f"space={space}", "run=run", "search.seeds=1", "stages=[search]"]
+    arguments = ["-m", "harness.tune", f"space={space}", "search.variants=[mish]", "run=run", "stages=[search]"]
+    arguments.append("search.seeds=1")
     assert command(*arguments, cwd=tmp_path).returncode == 0
     before = written(tmp_path / "run")
     space.write_text(space.read_text().replace('"options.activation": "mish"', '"options.activation": "silu"'))
