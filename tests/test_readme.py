@@ -107,12 +107,22 @@ def test_every_decision_has_a_place():
 
 @pytest.mark.parametrize(
     "page",
-    [TOP / "README.md", TOP / "CONTRIBUTING.md", TOP / "CHANGELOG.md", *sorted((TOP / "docs").glob("*.md"))],
-    ids=lambda page: page.name,
+    [*TOP.glob("*.md"), TOP / "benchmarks" / "results" / "README.md", *sorted((TOP / "docs").glob("*.md"))],
+    ids=lambda page: str(page.relative_to(TOP)),
 )
 def test_links_and_pictures_are_there(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
-        assert target.startswith(("https://", "#")) or (page.parent / target).exists(), target
+        if not target.startswith("https://"):
+            file, _, heading = target.partition("#")
+            linked = page.parent / file if file else page
+            assert linked.exists(), target
+            assert not heading or heading in anchors(linked), target
+
+
+def anchors(page):
+    """The names by which links reach a page's headings: in lower case, without punctuation, with hyphens for spaces."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("heading", ["An architecture", "A space", "A data set", "A runtime"])

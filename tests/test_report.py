@@ -9,6 +9,7 @@ from conftest import command, records
 
 from export.parity import compare_logits
 from harness.reporting import tables
+from harness.reporting.tables import Cell, Table
 from harness.reporting.words import trial_arguments
 from harness.run.manifest import FileEntry, Manifest
 from harness.run.records import read_trial, write_trial
@@ -89,6 +90,12 @@ def test_the_winners_configuration_is_a_command_line():
         "augmentation.flip": "true",
         "options.weights": "a b.safetensors",
     }
+
+
+def test_a_column_without_any_entry_is_left_out():
+    rows = [[Cell("a"), Cell(""), Cell("3")], [Cell("b"), Cell(""), Cell("")]]
+    table = Table(["variant", "published, %", "seeds"], rows)
+    assert table.filled == Table(["variant", "seeds"], [[Cell("a"), Cell("3")], [Cell("b"), Cell("")]])
 
 
 def test_texts_from_outside_are_inert_in_the_report(small_run, tmp_path):

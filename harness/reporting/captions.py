@@ -83,9 +83,10 @@ def of_ablation(
     if accuracies:
         table = pd.DataFrame([{"variant": name, "value": x} for name, values in accuracies.items() for x in values])
         estimates = {name: seeds_interval(values) for name, values in accuracies.items()}
+        cross = ", what was published (cross)" if recorded.published.keys() & accuracies.keys() else ""
         yield (
             "variants",
-            "Test accuracy of each variant: its seeds, their mean with its 95 % interval, what was published (cross).",
+            f"Test accuracy of each variant: its seeds, their mean with its 95 % interval{cross}.",
             figures.variant_accuracies(table, estimates, recorded.published),
         )
     if histories is not None:

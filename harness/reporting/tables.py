@@ -35,6 +35,12 @@ class Table:
     headers: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 
+    @property
+    def filled(self) -> "Table":
+        """Without the columns that are empty in every row."""
+        kept = [i for i in range(len(self.headers)) if any(row[i].text for row in self.rows)]
+        return Table([self.headers[i] for i in kept], [[row[i] for i in kept] for row in self.rows])
+
 
 def number_cell(text: str) -> Cell:
     return Cell(text, "n")
