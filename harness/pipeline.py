@@ -218,7 +218,7 @@ def run_stage(stage: str, generator: TrialGenerator, run: "RunDirectory", progre
 
 def report_outcome(run: "RunDirectory", config: Tune, failed: list[str], seconds: float, progress: "Progress") -> int:
     """Log how the command ended; returns the exit code."""
-    from harness.reporting.page import Results
+    from harness.reporting.results import Results
     from harness.run.progress import duration
 
     records = run.trials()

@@ -12,7 +12,7 @@ from conftest import run_record
 
 from harness.config.keys import merge, nested
 from harness.config.plugins import load
-from harness.reporting.page import findings_of, variants_of
+from harness.reporting.results import findings_of, variants_of
 from harness.run import storage
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
@@ -139,6 +139,7 @@ def annealed() -> list[str]:
     """The findings at the looks so far, and how much less seeds differ than under the published recipe."""
     space, trials = load_space("annealed"), ANNEALED.trials()
     lines = [f"- {one.sentence}." for one in judge_claims(space.claims, trials, looks_of("auto"))]
+    lines.append(f"with {len(trials)} trials: ")
     before = {r.variant: [] for r in RUN.trials()}
     for record in RUN.trials():
         before[record.variant].append(record.metrics.of("test_accuracy"))

@@ -156,8 +156,8 @@ def test_a_variant_that_changed_is_refused(tmp_path):
     """Its earlier trials are another variant's; and trials of other images are none of this run's."""
     space = tmp_path / "space.py"
     space.write_text(Path(ABLATION).read_text())
-    arguments = ["-m", "harness.tune", f"space={space}", "search.variants=[mish]", "run=run", "stages=[search]"]
-    arguments.append("search.seeds=1")
+    chosen = ["search.variants=[mish]", "search.seeds=1", "stages=[search]"]
+    arguments = ["-m", "harness.tune", f"space={space}", "run=run", *chosen]
     assert command(*arguments, cwd=tmp_path).returncode == 0
     before = written(tmp_path / "run")
     space.write_text(space.read_text().replace('"options.activation": "mish"', '"options.activation": "silu"'))

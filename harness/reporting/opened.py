@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.reporting.results import findings_of, winners_manifest
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
 from harness.run.records import RunRecord, TrialRecord
@@ -58,8 +59,6 @@ class OpenRun:
     @property
     def claims(self) -> list[Finding]:
         """The findings about the claims of an ablation."""
-        from harness.reporting.page import findings_of
-
         return findings_of(self.record, self.records)
 
     @property
@@ -71,8 +70,6 @@ class OpenRun:
     @property
     def manifest(self) -> Manifest | None:
         """The manifest of the winner's export; None if it is not exported."""
-        from harness.reporting.page import winners_manifest
-
         return winners_manifest(self.directory, self.winner)
 
     @property

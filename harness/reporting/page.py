@@ -2,26 +2,20 @@
 
 import base64
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from harness.config.keys import flatten
 from harness.reporting import captions, tables
-from harness.reporting.headline import Headline, correct_images, headline
-from harness.reporting.tables import VariantRow
+from harness.reporting.headline import correct_images
+from harness.reporting.results import Results, claims_of, variants_of
 from harness.reporting.words import METRIC_NAMES, data_name, percent, space_name, trial_arguments
 from harness.run import storage
 from harness.run.directory import RunDirectory
-from harness.run.manifest import Manifest
-from harness.run.records import Recommendation, RunRecord, TrialRecord
+from harness.run.records import RunRecord, TrialRecord
 from harness.stats.accuracy import change_interval
-from harness.stats.claims import Finding, judge_claims
+from harness.stats.claims import Finding
 from harness.stats.images import image_margin
-from harness.stats.ranking import Ranked, rank, winning_trial
-from harness.stats.sequential import is_planned, looks_of
-from tune_spaces import Claim
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,38 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from harness.run.progress import Progress
-
-
-@dataclass(frozen=True)
-class Results:
-    """What a run has so far: trials, ranking and winner, the winner's export and recommendation, findings."""
-
-    run: RunDirectory
-    recorded: RunRecord
-    records: list[TrialRecord]
-    ranked: list[Ranked]
-    winner: TrialRecord | None
-    manifest: Manifest | None
-    recommended: Recommendation | None
-    findings: list[Finding]
-
-    @classmethod
-    def of(cls, run: RunDirectory) -> "Results":
-        recorded, records = run.recorded(), run.trials()
-        ranked = rank(records, recorded.metric)
-        winner = winning_trial(ranked[0], recorded.metric) if ranked else None
-        recommended, manifest = _recommendation(run, winner), None
-        try:
-            manifest = winners_manifest(run, winner)
-        except storage.Corrupt as error:
-            run.notice(f"{error}; the export is left out")
-        return cls(run, recorded, records, ranked, winner, manifest, recommended, findings_of(recorded, records))
-
-    @property
-    def headline(self) -> Headline:
-        return headline(
-            self.run, self.recorded, self.ranked, self.manifest, self.recommended, self.findings, self.records
-        )
 
 
 def write_report(run: RunDirectory, progress: "Progress") -> None:
@@ -94,7 +56,7 @@ def write_report(run: RunDirectory, progress: "Progress") -> None:
         ranking=tables.ranking_table(ranked, recorded.metric),
         trials=tables.trials_table(records),
         findings=[(one, image_note(run, recorded, records, one)) for one in findings],
-        untested=[c.says for c in _claims(recorded) if (c.says, c.variant, c.than, c.metric) not in judged],
+        untested=[c.says for c in claims_of(recorded) if (c.says, c.variant, c.than, c.metric) not in judged],
         variants=tables.variants_table(variants),
         manifest=manifest,
         files=tables.files_table(manifest) if manifest else None,
@@ -104,12 +66,6 @@ def write_report(run: RunDirectory, progress: "Progress") -> None:
         environment=flatten(recorded.environment),
     )
     storage.write_atomically(run.path / "report" / "index.html", page)
-
-
-def winners_manifest(run: RunDirectory, winner: TrialRecord | None) -> Manifest | None:
-    """The manifest of the winner's export, if it is exported."""
-    file = run.exported_folder(winner.id) / "manifest.json" if winner else None
-    return Manifest.read(file) if file and file.is_file() else None
 
 
 def _template() -> "Template":
@@ -130,45 +86,6 @@ def _written(run: RunDirectory, shown: Iterable[tuple[str, str, "Figure"]]) -> d
         storage.write_atomically(run.path / "report" / "figures" / f"{name}.png", picture)
         figures[name] = (caption, base64.b64encode(picture).decode())
     return figures
-
-
-def _claims(recorded: RunRecord) -> list[Claim]:
-    return [Claim(**claim) for claim in recorded.claims]
-
-
-def findings_of(recorded: RunRecord, records: Sequence[TrialRecord]) -> list[Finding]:
-    """The findings about the claims of an ablation."""
-    planned = is_planned(look.alpha for look in recorded.looks)  # whatever the last command asked for
-    looks = looks_of("auto" if planned else _seeds(recorded))
-    if is_short(recorded, records):
-        looks = (replace(looks[0], alpha=0.0),)
-    return judge_claims(_claims(recorded), records, looks)
-
-
-def is_short(recorded: RunRecord, records: Sequence[TrialRecord]) -> bool:
-    """Whether the last command was to train more seeds, a fixed number, than a variant has."""
-    seeds = _seeds(recorded)
-    if seeds == "auto":
-        return False
-    ended = Counter(r.variant for r in records if r.is_done or r.is_failure)
-    return any(0 < ended[name] < seeds for name in recorded.config["search"].get("variants") or recorded.variants)
-
-
-def _seeds(recorded: RunRecord) -> int | Literal["auto"]:
-    seeds: int | Literal["auto"] = recorded.config["search"].get("seeds", 3)
-    return seeds
-
-
-def variants_of(
-    recorded: RunRecord, records: Sequence[TrialRecord], run: RunDirectory | None = None
-) -> list[VariantRow]:
-    """The variants of an ablation that have tested trials, in the space's order; `run` has their correct images."""
-    rows = []
-    for name in recorded.variants:
-        if group := [r for r in records if r.variant == name and r.is_tested]:
-            correct = correct_images(run, group, recorded.data.test) if run else None
-            rows.append(VariantRow.of(name, group, recorded.published.get(name), correct))
-    return rows
 
 
 def image_note(run: RunDirectory, recorded: RunRecord, records: Sequence[TrialRecord], finding: Finding) -> str:
@@ -200,11 +117,3 @@ def _table(run: RunDirectory, name: str, winner: str | None) -> "pd.DataFrame | 
     table = pd.read_csv(run.path / name)
     table = table[table["artifact"].str.startswith(f"{winner}/")]
     return table if len(table) else None
-
-
-def _recommendation(run: RunDirectory, winner: TrialRecord | None) -> Recommendation | None:
-    """The benchmark's recommendation, if it measured the winner."""
-    if winner is None or not run.is_benchmark_intact("verdict.json"):
-        return None
-    found = Recommendation.read(run.path / "verdict.json")
-    return found if found.id == winner.id else None
