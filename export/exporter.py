@@ -12,7 +12,8 @@ from export.check import Check
 from export.formats import CALIBRATION_IMAGES, FORMATS, Format, NotPossible, Source
 from harness.config import Export, plugins
 from harness.data.batches import Normalizer
-from harness.data.dataset import Dataset, Split, load_dataset
+from harness.data.dataset import load_dataset
+from harness.data.splits import Dataset, Split
 from harness.run import storage, system
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Digest, ExportTiming, FileEntry, FileInput, Manifest, Mistakes

@@ -34,19 +34,16 @@ def predict_images(config: Predict) -> int:
         raise BadInput(f"image={missing[0]}: no such file; give the path of an image")
 
     import numpy as np
-    from PIL.Image import Resampling
 
     from harness.config import plugins
-    from harness.data.datasets.images import read_rgb
+    from harness.data.decoding import read_images
     from harness.run import system
 
     artifact = Artifact(config.model.absolute().parent, manifest, config.model.name)
     if storage.sha256(artifact.path) != artifact.entry.sha256:
         raise BadInput(f"model={config.model}: its SHA-256 differs from manifest.json; export it again")
     side = manifest.input_size
-    images = np.stack(
-        [np.asarray(read_rgb(path, "image").resize((side, side), Resampling.BILINEAR)) for path in config.image]
-    )
+    images = read_images(config.image, side, "image")
     if artifact.entry.input.normalized:
         normalization = manifest.normalization
         mean, std = (np.asarray(normalization[name], np.float32) for name in ("mean", "std"))

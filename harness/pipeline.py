@@ -27,7 +27,7 @@ from harness.search.resolution import Resolved, resolve
 from harness.search.trials import TrialGenerator
 
 if TYPE_CHECKING:
-    from harness.data.dataset import Dataset
+    from harness.data.splits import Dataset
     from harness.reporting.opened import OpenRun
     from harness.run.directory import RunDirectory
     from harness.run.progress import Progress
@@ -113,6 +113,7 @@ def run_stages(resolved: Resolved, command: str) -> int:
     from harness.data.dataset import load_dataset
     from harness.run.directory import RunDirectory
     from harness.run.progress import Progress
+    from harness.search.data_check import data_notes
 
     config, progress = resolved.config, Progress()
     run = RunDirectory(resolved.run)
@@ -130,7 +131,10 @@ def run_stages(resolved: Resolved, command: str) -> int:
     if not generator.asks_optuna:
         generator.search_trials()  # raises BadInput for equal variants and impossible grids
     check_networks(resolved, generator, data)
+    notes = data_notes(data, lossy_drop(config))
     if config.dry_run:
+        for note in notes:
+            progress.line(f"data: {note}")
         from harness.search.estimate import print_estimate
 
         print_estimate(resolved, generator, data, progress)
@@ -145,7 +149,7 @@ def run_stages(resolved: Resolved, command: str) -> int:
             nodes = stack.enter_context(cluster(config.resources))  # a wrong address fails before any file is written
             Allocation.of(config.resources, nodes, 1)
         stack.enter_context(run.locked())
-        _begin(generator, data, run, command, progress)
+        _begin(generator, data, notes, run, command, progress)
         for stage in (stage for stage in STAGES if stage in config.stages):
             try:
                 with progress.live():
@@ -165,24 +169,39 @@ def run_stages(resolved: Resolved, command: str) -> int:
     return code
 
 
-def _begin(generator: TrialGenerator, data: "Dataset", run: "RunDirectory", command: str, progress: "Progress") -> None:
+def _begin(
+    generator: TrialGenerator,
+    data: "Dataset",
+    notes: list[str],
+    run: "RunDirectory",
+    command: str,
+    progress: "Progress",
+) -> None:
     """Write run.json and remove corrupt trial records. Raises BadInput where trials were trained with other code."""
     from harness.run import gpus
 
     resolved = generator.resolved
     config = resolved.config
-    record = run_record(resolved, data, {record.variant for record in run.trials()}, run.configuration())
+    record = run_record(resolved, data, notes, {record.variant for record in run.trials()}, run.configuration())
     run.create(record, command)
     progress.log = run.path / "run.log"
     progress.line(f"run {run.path}")
     if reason := gpus.unusable():
         progress.line(f"warning: {reason}; everything runs on the CPU")
+    for note in notes:
+        progress.line(f"data: {note}")
     run.print_notices(progress.line)
     run.set_aside_corrupt()
     run.write_trials_csv()
     if {"search", "confirm"} & set(config.stages):
         networks = {trial.architecture for trial in some_trials(resolved, generator)}
         check_code(run, networks, config.other_code, progress)
+
+
+def lossy_drop(config: Tune) -> float | None:
+    """The accuracy that a lossy file may lose; None where this command exports none."""
+    lossy = any(name in ("onnx_int8", "onnx_fp16") for name in config.export.formats)
+    return config.export.max_accuracy_drop if lossy and "export" in config.stages else None
 
 
 def _write_winner(run: "RunDirectory", metric: str) -> None:

@@ -111,7 +111,7 @@ def test_another_network_does_not_continue_from_the_checkpoints_of_the_first(tmp
         (np.zeros((4, 8, 8, 3)), [0, 1, 0, 1], "images float64"),
         (np.zeros((4, 8, 8), np.uint8), [0, 1, 0, 1], r"\(4, 8, 8\)"),
         (np.zeros((4, 8, 8, 3), np.uint8), [0.5, 1, 0, 1], "labels float64"),
-        (np.zeros((4, 8, 8, 3), np.uint8), [0, 1], "4 images, 2 labels"),
+        (np.zeros((4, 8, 8, 3), np.uint8), [0, 1], "4 train images, 2 labels"),
     ],
 )
 def test_arrays_that_cannot_be_trained_on(images, labels, message):

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.arms.measure import ArmRequest
-from harness.data.dataset import Split, load_dataset
+from harness.data.dataset import load_dataset
+from harness.data.splits import Split
 from harness.training.network import build_network
 
 

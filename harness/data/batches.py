@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from harness.config import Data, Normalization
-from harness.data.dataset import Dataset, load_dataset
+from harness.data.dataset import load_dataset
+from harness.data.splits import Dataset
 
 
 @dataclass(frozen=True)

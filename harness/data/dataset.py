@@ -1,57 +1,45 @@
 """Labelled images in memory, decoded once per machine and shared by its processes."""
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
-import tempfile
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from harness.config import BadInput, Data, plugins
+from harness.data.splits import Dataset, Digests, split_images
 from harness.run.cache import cache_folder
+from harness.run.storage import storage_errors_of
 
 OnProgress = Callable[[int, int], None]
+FORMAT = "2"  # of what is cached: another number decodes again
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """(images uint8 [N, H, W, 3], labels int64 [N]) in a fixed order; `test` is None where there is no test split."""
+    """(images uint8 [N, H, W, 3], labels int64 [N]) in a fixed order; a part that there is not is None.
+
+    `notes`: what was skipped or converted, one sentence each.
+    """
 
     classes: tuple[str, ...]
     train: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray] | None
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows `rows` of `images` uint8 [M, H, W, 3] and `labels` int64 [M]; `images` may be mapped from disk."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Training, validation and test splits. `fingerprint` identifies the images and the split."""
-
-    name: str
-    classes: tuple[str, ...]
-    train: Split
-    validation: Split
-    test: Split
-    fingerprint: str
+    validation: tuple[np.ndarray, np.ndarray] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
-    def input_size(self) -> int:
-        return int(self.train.images.shape[1])
+    def parts(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The parts that there are, by name."""
+        parts = {"train": self.train, "test": self.test, "validation": self.validation}
+        return {name: part for name, part in parts.items() if part is not None}
 
 
 def dataset_identity(data: Data) -> str:
@@ -65,20 +53,26 @@ def load_dataset(data: Data, progress: OnProgress | None = None) -> Dataset:
     Raises BadInput where files are missing or unreadable, or cannot be split as `data` says.
     """
     decode = plugins.load("harness.data.datasets", data.name, "decode")
-    folder = (
-        cache_folder("datasets")
-        / hashlib.sha256(f"{data.name} {data.size} {dataset_identity(data)}".encode()).hexdigest()[:16]
-    )
+    identity = f"{data.name} {data.size} {dataset_identity(data)} {FORMAT}"
+    folder = cache_folder("datasets") / hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16]
     if not folder.is_dir():
         from filelock import FileLock
 
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with FileLock(f"{folder}.lock"):  # one process decodes, the others wait for it
-            if not folder.is_dir():
-                _store(decode(data, progress or (lambda done, total: None)), folder)
+        lock = FileLock(f"{folder}.lock")
+        with lock:  # one process decodes, the others wait for it
+            try:
+                if not folder.is_dir():
+                    with _decoding(folder) as place:
+                        decoded = decode(data, progress or (lambda done, total: None))
+                        check_arrays(decoded, f"data.name={data.name}")
+                        _store(decoded, place)
+                        os.replace(place, folder)
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
     meta = json.loads((folder / "meta.json").read_text())
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
-    return _split(data, tuple(meta["classes"]), meta["sha256"], arrays)
+    return split_images(data, tuple(meta["classes"]), meta["sha256"], arrays, tuple(meta["notes"]))
 
 
 def dataset_of(decoded: Decoded, data: Data) -> Dataset:
@@ -86,92 +80,99 @@ def dataset_of(decoded: Decoded, data: Data) -> Dataset:
 
     Raises BadInput where there are fewer than two classes, unknown `classes`, or too few images to hold out.
     """
-    parts = {"train": decoded.train, "test": decoded.test}
-    arrays = {f"{part}_images": images for part, (images, _) in ((p, a) for p, a in parts.items() if a is not None)}
-    arrays |= {f"{part}_labels": labels for part, (_, labels) in ((p, a) for p, a in parts.items() if a is not None)}
-    return _split(data, decoded.classes, _digest(decoded), arrays)
+    check_arrays(decoded, "data")
+    arrays = {f"{part}_images": images for part, (images, _) in decoded.parts.items()}
+    arrays |= {f"{part}_labels": labels for part, (_, labels) in decoded.parts.items()}
+    arrays |= {f"{part}_digests": image_digests(images) for part, (images, _) in decoded.parts.items()}
+    return split_images(data, decoded.classes, _digest(decoded), arrays, decoded.notes)
+
+
+def check_arrays(decoded: Decoded, subject: str) -> None:
+    """Raises BadInput where the arrays of a data set have not the form that `Decoded` describes."""
+    classes = decoded.classes
+    if not all(isinstance(name, str) and name for name in classes) or len(set(classes)) < len(classes):
+        raise BadInput(f"{subject}: classes {list(classes)[:5]}: give different names")
+    sides = set()
+    for part, (images, labels) in decoded.parts.items():
+        shape: tuple[int, ...] = getattr(images, "shape", ())
+        kind = getattr(images, "dtype", type(images).__name__)
+        if kind != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or not shape[1]:
+            raise BadInput(f"{subject}: {part} images {kind} {shape}: give uint8 [N, H, W, 3] with H equal to W")
+        if not isinstance(labels, np.ndarray) or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise BadInput(f"{subject}: {part} labels: give integers from 0 on, one per image, as an array [N]")
+        if len(images) != len(labels) or not len(images):
+            raise BadInput(f"{subject}: {len(images)} {part} images, {len(labels)} labels: give one label per image")
+        for label in (labels.min(), labels.max()):
+            if not 0 <= label < len(classes):
+                raise BadInput(f"{subject}: {part} has the label {label}; give labels from 0 to {len(classes) - 1}")
+        sides.add(shape[1])
+    if len(sides) > 1:
+        raise BadInput(f"{subject}: sides of {' and '.join(map(str, sorted(sides)))} pixels; give all images one size")
+
+
+def image_digests(images: np.ndarray) -> Digests:
+    """A digest of the pixels of each image, uint64 [N]."""
+    found = np.empty(len(images), np.uint64)
+    for row, image in enumerate(images):
+        content = np.ascontiguousarray(image).data
+        found[row] = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+    return found
 
 
 def _digest(decoded: Decoded) -> str:
     digest = hashlib.sha256(json.dumps(decoded.classes).encode())
-    for part, arrays in (("train", decoded.train), ("test", decoded.test)):
-        for kind, array in zip(("images", "labels"), arrays or (), strict=False):
+    for part, arrays in decoded.parts.items():
+        for kind, array in zip(("images", "labels"), arrays, strict=True):
             digest.update(f"{part} {kind} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
-def _store(decoded: Decoded, folder: Path) -> None:
-    """Write to a temporary name, then rename: an interrupted decode leaves nothing that looks complete."""
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))
+_place: Path | None = None  # where this process decodes a data set
+
+
+@contextlib.contextmanager
+def _decoding(folder: Path) -> Iterator[Path]:
+    """A folder in which the data set is made: an interrupted decode leaves nothing that looks complete."""
+    global _place
+    place = folder.with_suffix(".part")
+    shutil.rmtree(place, ignore_errors=True)  # of a decode that was killed
+    place.mkdir(mode=0o700)
+    _place = place
     try:
-        for part, arrays in (("train", decoded.train), ("test", decoded.test)):
-            for kind, array in zip(("images", "labels"), arrays or (), strict=False):
-                np.save(temporary / f"{part}_{kind}.npy", array)
-        (temporary / "meta.json").write_text(json.dumps({"classes": decoded.classes, "sha256": _digest(decoded)}))
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        with storage_errors_of(place / "images"):
+            yield place
+    finally:
+        _place = None
+        shutil.rmtree(place, ignore_errors=True)
 
 
-def _split(data: Data, classes: tuple[str, ...], digest: str, arrays: dict[str, np.ndarray]) -> Dataset:
-    if data.classes is not None:
-        classes, arrays = _chosen(data, classes, arrays)
-    images, labels = arrays["train_images"], arrays["train_labels"]
-    if len(classes) < 2:
-        raise BadInput(f"data.name={data.name}: one class only ({classes[0]}); a classifier needs two or more")
-    rows = np.flatnonzero(labels >= 0)
-    if data.limit is not None:
-        rows = np.concatenate([rows[labels[rows] == c][: data.limit] for c in range(len(classes))])
-    train, validation = _hold_out(labels, rows, data, "validation", classes)
-    if "test_images" in arrays:
-        test = Split(arrays["test_images"], arrays["test_labels"], np.flatnonzero(arrays["test_labels"] >= 0))
-    else:
-        train, held_out = _hold_out(labels, train, data, "test", classes)
-        test = Split(images, labels, held_out)
-    split = f"{digest} {data.limit} {data.validation} {data.split_seed}"
-    if data.classes is not None:
-        split += f" {json.dumps(data.classes)}"
-    return Dataset(
-        name=data.name,
-        classes=classes,
-        train=Split(images, labels, train),
-        validation=Split(images, labels, validation),
-        test=test,
-        fingerprint=hashlib.sha256(split.encode()).hexdigest()[:16],
-    )
+def scratch_array(shape: tuple[int, int, int, int], key: str) -> np.memmap:
+    """An array uint8 in a file, for `decode` to fill: it takes no memory, and becomes the cached one without a copy.
+
+    Raises BadInput, which names `key` as the way out, where the disk has too little space.
+    """
+    assert _place is not None, "only decode() may call this"
+    needed, free = math.prod(shape), shutil.disk_usage(_place).free
+    if needed > free:
+        raise BadInput(
+            f"{key}: {shape[0]:,} images of {shape[1]}x{shape[1]} need {needed / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free in {_place.parent}; give a smaller {key}, or set HARNESS_CACHE to a "
+            "folder on a larger disk"
+        )
+    name = _place / f"scratch-{uuid.uuid4().hex}.npy"
+    array: np.memmap = np.lib.format.open_memmap(name, "w+", np.uint8, shape)
+    return array
 
 
-def _chosen(
-    data: Data, classes: tuple[str, ...], arrays: dict[str, np.ndarray]
-) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """(chosen classes, arrays with labels that index them); images of other classes get label -1."""
-    assert data.classes is not None
-    for number, name in enumerate(data.classes):
-        if name not in classes:
-            raise BadInput(f"data.classes={name}: no such class; choose from {', '.join(classes)}")
-        if name in data.classes[:number]:
-            raise BadInput(f"data.classes={name}: is given twice; leave one out")
-    place = np.array([data.classes.index(name) if name in data.classes else -1 for name in classes])
-    renamed = {name: place[array] if name.endswith("labels") else array for name, array in arrays.items()}
-    return tuple(data.classes), renamed
-
-
-def _hold_out(
-    labels: np.ndarray, rows: np.ndarray, data: Data, purpose: str, classes: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(remaining, held out) rows; draws the fraction `data.validation` of each class with `data.split_seed`."""
-    held_out = []
-    for c, name in enumerate(classes):
-        own = rows[labels[rows] == c]
-        count = max(1, round(len(own) * data.validation))
-        if len(own) <= count:
-            raise BadInput(
-                f"data.name={data.name}: class {name} has {len(own)} training images, too few to hold out {count} "
-                f"for {purpose}; give more images or leave the class out"
-            )
-        seed = hashlib.sha256(f"{data.split_seed} {purpose} {c}".encode()).digest()
-        held_out.append(np.random.default_rng(list(seed)).permutation(own)[:count])
-    chosen = np.sort(np.concatenate(held_out))
-    return np.setdiff1d(rows, chosen), chosen
+def _store(decoded: Decoded, folder: Path) -> None:
+    meta = {"classes": decoded.classes, "sha256": _digest(decoded), "notes": decoded.notes}
+    for part, (images, labels) in decoded.parts.items():
+        np.save(folder / f"{part}_labels.npy", labels.astype(np.int64))
+        np.save(folder / f"{part}_digests.npy", image_digests(images))
+        own = Path(str(images.filename)) if isinstance(images, np.memmap) and images.filename else None
+        if own is not None and own.parent == folder:  # a scratch array
+            os.replace(own, folder / f"{part}_images.npy")
+        else:
+            np.save(folder / f"{part}_images.npy", images)
+    (folder / "meta.json").write_text(json.dumps(meta))

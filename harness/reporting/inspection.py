@@ -32,12 +32,10 @@ def inspect_trial(config: Inspect) -> int:
     recorded = run.recorded()
     record = chosen(run, config.trial, recorded.metric)
 
-    import numpy as np
     import torch
-    from PIL.Image import Resampling
 
     from harness.data.batches import Normalizer
-    from harness.data.datasets.images import read_rgb
+    from harness.data.decoding import read_images
     from harness.reporting import figures, pictures
     from harness.run import storage
     from harness.training.network import restore_network
@@ -45,7 +43,7 @@ def inspect_trial(config: Inspect) -> int:
     data = recorded.data
     side = data.input_size
     network = restore_network(run.trial_folder(record.id), record.trial, record.weights_sha256, len(data.classes), side)
-    pixels = np.array(read_rgb(config.image, "image").resize((side, side), Resampling.BILINEAR))
+    (pixels,) = read_images([config.image], side, "image")
     normalize = Normalizer(record.trial.normalization, torch.device("cpu"), "contiguous")
     logits, found = seen(network, normalize(torch.from_numpy(pixels)[None]))
     folder = run.path / "inspect" / record.id / config.image.name

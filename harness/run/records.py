@@ -157,7 +157,8 @@ class TrialRecord(JsonFile):
 
 
 class DataRecord(JsonFile):
-    """The images of a run: classes, side in pixels, number of images per split, test images by class."""
+    """The images of a run: classes, side in pixels, number of images per split and class; `notes`: what the data check
+    found."""
 
     classes: list[str]
     fingerprint: str
@@ -166,6 +167,8 @@ class DataRecord(JsonFile):
     validation: int
     test: int
     test_by_class: list[int] = Field(default_factory=list)
+    validation_by_class: list[int] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
 
 
 class PlanChoice(JsonFile):

@@ -2,13 +2,15 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from harness.config import BadInput, Trial
 from harness.run.records import DataRecord, RunRecord
 from harness.search.resolution import Resolved
 from harness.search.trials import TrialGenerator
 
 if TYPE_CHECKING:
-    from harness.data.dataset import Dataset
+    from harness.data.splits import Dataset
     from harness.run.directory import RunDirectory
     from harness.run.progress import Progress
 
@@ -137,10 +139,16 @@ def check_networks(resolved: Resolved, planner: "TrialGenerator", data: "Dataset
             ExecutionPlan.of(trial, pick_device(resolved.config.resources.device))
 
 
-def run_record(resolved: Resolved, data: "Dataset", trained: set[str], recorded: RunRecord | None) -> RunRecord:
-    """run.json without command lines and environment. `trained`: variants that have trials; `recorded`: the run.json
-    before this command."""
-    space, labels = resolved.space, data.test.labels[data.test.rows]
+def run_record(
+    resolved: Resolved, data: "Dataset", notes: list[str], trained: set[str], recorded: RunRecord | None
+) -> RunRecord:
+    """run.json without command lines and environment. `notes`: of the data check; `trained`: variants that have trials;
+    `recorded`: the run.json before this command."""
+    space = resolved.space
+    by_class = {
+        name: np.bincount(split.labels[split.rows], minlength=len(data.classes)).tolist()
+        for name, split in (("test", data.test), ("validation", data.validation))
+    }
     variants = [name for name in space.variants if name in trained or name in resolved.variants]
     return RunRecord(
         config=resolved.config.model_dump(mode="json"),
@@ -158,6 +166,8 @@ def run_record(resolved: Resolved, data: "Dataset", trained: set[str], recorded:
             train=len(data.train),
             validation=len(data.validation),
             test=len(data.test),
-            test_by_class=[int((labels == i).sum()) for i in range(len(data.classes))],
+            test_by_class=by_class["test"],
+            validation_by_class=by_class["validation"],
+            notes=notes,
         ),
     )

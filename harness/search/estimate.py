@@ -12,7 +12,7 @@ from harness.stats.sequential import SEEDS
 from harness.training.network import build_network
 
 if TYPE_CHECKING:
-    from harness.data.dataset import Dataset
+    from harness.data.splits import Dataset
 
 
 MEASURE_SECONDS = 2.0

@@ -64,16 +64,11 @@ def train(
 
 
 def _decoded(data: Decoded | Arrays) -> Decoded:
-    """The data as a Decoded. Raises BadInput where a shape, dtype or label is wrong."""
+    """The data as a Decoded. Raises BadInput where labels are no classes; `dataset_of` checks the rest."""
     if not isinstance(data, Decoded):
         images, labels = np.asarray(data[0]), np.asarray(data[1])
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
-            raise BadInput(f"labels {labels.dtype} {labels.shape}: give integers from 0 on, one per image")
+            raise BadInput(f"data: labels {labels.dtype} {labels.shape}: give integers from 0 on, one per image")
         classes = tuple(str(i) for i in range(int(labels.max(initial=0)) + 1))
         data = Decoded(classes, (images, labels.astype(np.int64)), None)
-    for images, labels in filter(None, (data.train, data.test)):
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
-            raise BadInput(f"images {images.dtype} {images.shape}: give uint8 [N, H, W, 3] with H equal to W")
-        if len(images) != len(labels):
-            raise BadInput(f"{len(images)} images, {len(labels)} labels: give one label per image")
     return data

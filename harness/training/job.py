@@ -13,7 +13,7 @@ from harness.run.storage import Json
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.data.dataset import Dataset
+    from harness.data.splits import Dataset
 
 
 @dataclass(frozen=True)

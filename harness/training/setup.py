@@ -11,7 +11,7 @@ from torch import nn
 from harness.config import Trial
 from harness.cpu_kernels import build
 from harness.data.batches import DeviceSplit, device_data, on_device, pick_device
-from harness.data.dataset import Dataset
+from harness.data.splits import Dataset
 from harness.run import gpus, system
 from harness.run.provenance import code_digest
 from harness.run.records import TrialEnvironment, TrialRecord

@@ -1,30 +1,49 @@
-"""Any folder of class folders: `root/train/<class>/*.png` and `root/test/<class>/*.png`, or `root/<class>/*` alone.
+"""Any folder of class folders: `root/train/<class>/*.png`, with `test/` and `val/` of the same form where there are
+any, or `root/<class>/*` alone.
 
-Reads PNG, JPEG, BMP, GIF, WebP and TIFF; grey, palette and transparent images become RGB (transparency on black).
-`data.size=N` resizes to NxN; without it all images must be square and of one size.
+Reads PNG, JPEG, BMP, GIF, WebP, TIFF and PPM, also from folders inside a class folder. All images become RGB of 8 bits:
+16-bit ones are scaled, transparency is drawn on black, the EXIF orientation is applied. `data.size=N` resizes to NxN;
+without it all images must be square and of one size. What was skipped or converted is reported.
 """
 
+import contextlib
 import hashlib
 import os
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
+import queue
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 
 from harness.config import BadInput, Data
-from harness.data.dataset import Decoded, OnProgress
+from harness.data.dataset import Decoded, OnProgress, scratch_array
+from harness.data.decoding import SIXTEEN_BITS, SUFFIXES, Decoder, Outcome, decoder
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+# Names of the folders of a part; in lower case, as on the left of a file system that ignores case.
+PARTS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval", "holdout"),
+}
+FOREIGN = {".heic", ".heif", ".avif", ".jp2", ".tga", ".psd", ".svg", ".eps", ".pdf", ".raw", ".dng", ".nef", ".cr2"}
+FOREIGN |= {".npy", ".dcm", ".exr", ".hdr", ".ico"}
 CHUNK = 500
-IN_PROCESS = 2_000  # up to this many images, starting processes costs more than it saves
+TRIED = 20  # images, until one tells the size
+IN_ONE_PROCESS = 2_000  # up to this many images, starting more processes costs more than it saves
+
+
+@dataclass
+class Listing:
+    """The image files of a part, sorted by class and then by name, with their classes as numbers; `skipped`: files that
+    are not read, by the reason."""
+
+    classes: list[str]
+    paths: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 def identity(data: Data) -> str:
@@ -34,39 +53,75 @@ def identity(data: Data) -> str:
     """
     digest = hashlib.sha256()
     root = _root(data)
-    for part in _parts(root):
-        for path in _files(root, part)[1]:
-            stat = os.stat(path)  # noqa: PTH116
-            name = path.removeprefix(f"{root}{os.sep}")
-            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    for folder in _parts(root).values():
+        for path in _listed(root, folder).paths:
+            name = os.fsencode(path.removeprefix(f"{root}{os.sep}"))
+            size, changed = 0, 0
+            with contextlib.suppress(OSError):  # a link to nothing: decoding reports it
+                stat = os.stat(path)  # noqa: PTH116
+                size, changed = stat.st_size, stat.st_mtime_ns
+            digest.update(name + f"\0{size}\0{changed}\n".encode())
     return f"{root} {digest.hexdigest()}"
 
 
 def decode(data: Data, progress: OnProgress) -> Decoded:
     root = _root(data)
-    parts = {part: _files(root, part) for part in _parts(root)}
-    classes = next(iter(parts.values()))[0]
-    for part, (own, _, _) in parts.items():
-        if own != classes:
-            different = sorted(set(own) ^ set(classes))
-            raise BadInput(f"data.root={root}: {part}/ and train/ have different classes ({', '.join(different)})")
-    side = data.size or _common_side(parts["train"][1][0])
-    total = sum(len(paths) for _, paths, _ in parts.values())
-    _refuse_if_larger_than_memory(root, total, side)
-    done = 0
+    parts = {part: _listed(root, folder) for part, folder in _parts(root).items()}
+    classes = parts["train"].classes
+    for part, listing in parts.items():
+        if unknown := sorted(set(listing.classes) - set(classes)):
+            raise BadInput(
+                f"data.root={root}: {part} has class folders that train has not ({', '.join(unknown[:5])}); name the "
+                "classes alike in all parts"
+            )
+        place = [classes.index(name) for name in listing.classes]
+        listing.labels = [place[label] for label in listing.labels]
+    side = data.size or _common_side(root, parts["train"].paths)
+    total = sum(len(listing.paths) for listing in parts.values())
+    found, done = Outcome(), 0
     arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for part, (_, paths, labels) in parts.items():
-        images = np.empty((len(paths), side, side, 3), np.uint8)
-        chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
-        read = partial(_read, side=side, resize=data.size is not None)
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-            results = pool.map(read, chunks) if total > IN_PROCESS else map(read, chunks)
-            for number, chunk in enumerate(results):
-                images[number * CHUNK : number * CHUNK + len(chunk)] = chunk
-                done += len(chunk)
-                progress(done, total)
-        arrays[part] = (images, labels)
-    return Decoded(tuple(classes), arrays["train"], arrays.get("test"))
+    for part, listing in parts.items():
+        images = scratch_array((len(listing.paths), side, side, 3), "data.size")
+        for outcome, count in _read(listing.paths, side, data.size is not None, images, total):
+            found.add(outcome)
+            done += count
+            progress(done, total)
+        arrays[part] = (images, np.asarray(listing.labels, np.int64))
+    if found.failed:
+        raise BadInput(f"data.root={root}: {_failures(root, found.failed)}")
+    notes = tuple(_notes(root, parts, found))
+    return Decoded(tuple(classes), arrays["train"], arrays.get("test"), arrays.get("validation"), notes)
+
+
+def _failures(root: Path, failed: dict[str, str]) -> str:
+    """All files that cannot be read, as far as one line has room; then what to do."""
+    count = f"{len(failed)} files cannot" if len(failed) > 1 else "a file cannot"
+    named: list[str] = []
+    for path, reason in failed.items():
+        name = path.removeprefix(f"{root}{os.sep}")
+        if len(", ".join(named)) + len(name) > 90 and named:
+            named.append("...")
+            break
+        named.append(f"{name} {reason if reason.startswith('is ') else f'({reason})'}")
+    return f"{count} be read: {', '.join(named)}; fix or remove them"
+
+
+def _notes(root: Path, parts: dict[str, Listing], found: Outcome) -> Iterator[str]:
+    skipped = sum((listing.skipped for listing in parts.values()), Counter[str]())
+    for reason, count in sorted(skipped.items()):
+        yield f"skipped: {count:,} {reason}"
+    for name in _siblings(root):
+        yield f"skipped: {name}/ beside {Path(_parts(root)['train']).name}/, which is no part of the data"
+    for kind, count in sorted(found.converted.items()):
+        yield f"converted: {count:,} images {'' if kind.startswith('turned') else 'with '}{kind}"
+    if found.largest is not None and found.largest < SIXTEEN_BITS // 4:
+        yield (
+            f"the largest value of all 16-bit grey images is {found.largest} of {SIXTEEN_BITS}: they become nearly "
+            "black; scale them to the whole range"
+        )
+    if "validation" in parts:
+        name = Path(_parts(root)["validation"]).name
+        yield f"{name}/ is the validation split; none is drawn from the training images"
 
 
 def _root(data: Data) -> Path:
@@ -78,76 +133,149 @@ def _root(data: Data) -> Path:
     return data.root
 
 
-def _parts(root: Path) -> list[str]:
-    if (root / "train").is_dir():
-        return ["train", "test"] if (root / "test").is_dir() else ["train"]
-    return ["train"]
+def _parts(root: Path) -> dict[str, str]:
+    """The folder of each part. Raises BadInput where it is not clear which folder is which part."""
+    entries = [entry.name for entry in _entries(str(root)) if _is_folder(entry)]
+    found = {part: [name for name in entries if name.lower() in names] for part, names in PARTS.items()}
+    for part, folders in found.items():
+        if len(folders) > 1:
+            raise BadInput(f"data.root={root}: {' and '.join(sorted(folders))} could both be {part}; rename one")
+    parts = {part: str(root / folders[0]) for part, folders in found.items() if folders}
+    if "train" in parts:
+        own = {entry.name for entry in _entries(parts["train"]) if _is_folder(entry)}
+        for name in _siblings(root):
+            if own & {entry.name for entry in _entries(str(root / name)) if _is_folder(entry)}:
+                raise BadInput(
+                    f"data.root={root}: {name}/ has class folders and would not be read; name it val or test, or move "
+                    "it elsewhere"
+                )
+        return parts
+    # Classes may be called test or dev; a folder of class folders may not.
+    nested = [
+        name for names in found.values() for name in names if any(_is_folder(e) for e in _entries(str(root / name)))
+    ]
+    if nested:
+        raise BadInput(f"data.root={root}: has {nested[0]}/, but no train/; rename the folder of the training images")
+    return {"train": str(root)}
 
 
-def _files(root: Path, part: str) -> tuple[list[str], list[str], np.ndarray]:
-    """(classes, file paths, labels int64), sorted by class, then by name."""
-    folder = root / part if (root / part).is_dir() else root
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        own = sorted(entry.path for entry in os.scandir(folder / name) if _suffix(entry.name) in SUFFIXES)
+def _siblings(root: Path) -> list[str]:
+    """Folders beside train/ that are no part."""
+    names = sorted(entry.name for entry in _entries(str(root)) if _is_folder(entry))
+    if not {name.lower() for name in names} & set(PARTS["train"]):
+        return []
+    known = {name for names in PARTS.values() for name in names}
+    return [name for name in names if name.lower() not in known]
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """The entries of a folder that are not hidden. Raises BadInput where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise BadInput(f"data.root: {folder} cannot be read ({error.strerror}); change its permissions") from error
+
+
+def _listed(root: Path, folder: str) -> Listing:
+    """List a part. Raises BadInput where a class has no images or a name is not UTF-8."""
+    folders = {entry.name: entry.path for entry in _entries(folder) if _is_folder(entry)}
+    listing = Listing(sorted(folders))
+    loose = sum(_suffix(entry.name) in SUFFIXES for entry in _entries(folder) if not _is_folder(entry))
+    if loose:
+        listing.skipped[f"images in {Path(folder).name}/, outside of class folders"] = loose
+    for label, name in enumerate(listing.classes):
+        if not name.isprintable() or name.encode(errors="replace") != os.fsencode(name):
+            raise BadInput(f"data.root={root}: the name of class folder {name!r} is not printable UTF-8; rename it")
+        own = sorted(_images(folders[name], listing.skipped))
         if not own:
-            raise BadInput(f"data.root={root}: no images in {folder / name}; add some or remove the folder")
-        paths += own
-        labels += [label] * len(own)
-    if not paths:
+            raise BadInput(f"data.root={root}: no images in {folders[name]}; add some or remove the folder")
+        listing.paths += own
+        listing.labels += [label] * len(own)
+    if not listing.paths:
         raise BadInput(f"data.root={root}: no class folders with images in {folder}; expected {folder}/<class>/*.png")
-    return classes, paths, np.asarray(labels, np.int64)
+    return listing
+
+
+def _images(folder: str, skipped: Counter[str]) -> Iterator[str]:
+    """The image files in a folder and in those inside it; counts what is skipped."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                suffix = _suffix(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name.startswith("."):
+                        skipped["hidden folders"] += 1
+                    else:
+                        yield from _images(entry.path, skipped)
+                elif entry.name.startswith("."):
+                    skipped["hidden files"] += 1
+                elif suffix not in SUFFIXES and _is_folder(entry):
+                    skipped["linked folders inside class folders"] += 1
+                elif suffix in SUFFIXES:
+                    yield entry.path
+                elif suffix in FOREIGN:
+                    skipped[f"{suffix} files, a format that is not read"] += 1
+                else:
+                    skipped["files that are no images by their names"] += 1
+    except OSError as error:
+        raise BadInput(f"data.root: {folder} cannot be read ({error.strerror}); change its permissions") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _suffix(name: str) -> str:
-    return name[name.rfind(".") :].lower()
+    return name[name.rfind(".") :].lower() if "." in name else ""
 
 
-def _common_side(path: str) -> int:
-    width, height = read_rgb(Path(path)).size
-    if width != height:
-        raise BadInput(f"data.root: {path} is {width}x{height}, not square; give data.size=N to resize all to NxN")
-    return width
+def _common_side(root: Path, paths: list[str]) -> int:
+    """The side of the first image that can be read."""
+    failed: dict[str, str] = {}
+    for path in paths[:TRIED]:
+        try:
+            width, height = decoder().size(path)
+        except ValueError as error:
+            failed[path] = str(error)
+            continue
+        if width != height:
+            raise BadInput(f"data.root: {path} is {width}x{height}, not square; give data.size=N to resize all to NxN")
+        return width
+    raise BadInput(f"data.root={root}: {_failures(root, failed)}")
 
 
-def _refuse_if_larger_than_memory(root: Path, total: int, side: int) -> None:
-    needed, available = total * side * side * 3, psutil.virtual_memory().available
-    if needed > available:
-        raise BadInput(
-            f"data.root={root}: {total:,} images of {side}x{side} need {needed / 2**30:.1f} GiB, "
-            f"{available / 2**30:.1f} GiB are free; give a smaller data.size"
-        )
+def _read(paths: list[str], side: int, resize: bool, images: np.memmap, total: int) -> Iterator[tuple[Outcome, int]]:
+    """Read into `images`, in several processes if there are many in `total`; yields what happened, and to how many."""
+    chunks = range(0, len(paths), CHUNK)
+    to, each = Path(str(images.filename)), side * side * 3
 
+    def read(first: int, own: Decoder) -> tuple[Outcome, int]:
+        chunk = paths[first : first + CHUNK]
+        return own.read(chunk, side, resize, to, images.offset + first * each), len(chunk)
 
-def read_rgb(path: Path, key: str = "data.root") -> "Image.Image":
-    """Read an image file as RGB. Raises BadInput with `key`, which led to the file, where it is no image."""
-    from PIL import Image
+    if total <= IN_ONE_PROCESS:
+        yield from (read(first, decoder()) for first in chunks)
+        return
+    decoders = [Decoder() for _ in range(os.cpu_count() or 1)]
+    free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+    for one in decoders:
+        free.put(one)
 
+    def in_turn(first: int) -> tuple[Outcome, int]:
+        own = free.get()
+        try:
+            return read(first, own)
+        finally:
+            free.put(own)
+
+    pool = ThreadPoolExecutor(len(decoders))
     try:
-        with Image.open(path) as image:
-            if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
-                transparent = image.convert("RGBA")
-                return Image.alpha_composite(Image.new("RGBA", image.size, "black"), transparent).convert("RGB")
-            return image.convert("RGB")
-    except Exception as error:
-        raise BadInput(f"{key}: {path} cannot be read as an image ({error}); fix or remove the file") from error
-
-
-def _read(paths: list[str], side: int, resize: bool) -> np.ndarray:
-    """Read images, uint8 [len(paths), side, side, 3]. Raises BadInput where a size differs and not `resize`."""
-    from PIL.Image import Resampling
-
-    images = np.empty((len(paths), side, side, 3), np.uint8)
-    for row, path in enumerate(paths):
-        image = read_rgb(Path(path))
-        if resize:
-            image = image.resize((side, side), Resampling.BILINEAR)
-        elif image.size != (side, side):
-            raise BadInput(
-                f"data.root: {path} is {image.width}x{image.height}, the first image {side}x{side}; "
-                "give data.size=N to resize all to NxN"
-            )
-        images[row] = np.asarray(image)
-    return images
+        yield from pool.map(in_turn, chunks)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for one in decoders:
+            one.close()
