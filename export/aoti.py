@@ -32,7 +32,7 @@ class _Normalized(nn.Module):
         self.network = network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.network((images.float() * self.scale + self.shift).permute(0, 3, 1, 2))
+        logits: torch.Tensor = self.network((images.float() * self.scale + self.shift).permute(0, 3, 1, 2).contiguous())
         return logits
 
 

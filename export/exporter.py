@@ -20,7 +20,7 @@ from harness.run.manifest import Digest, ExportTiming, FileEntry, FileInput, Man
 from harness.run.progress import Progress
 from harness.run.records import WEIGHTS_FILE, TrialRecord
 from harness.stats.ranking import rank, winning_trial
-from harness.training.network import restore_network
+from harness.training.network import reference_network, restore_network
 
 
 def export_winner(run: RunDirectory, settings: Export, progress: Progress) -> None:
@@ -52,7 +52,7 @@ class Exporter:
     ) -> None:
         self.settings, self.data, self.progress = settings, data, progress
         self.trial = record.trial
-        self.normalize = Normalizer(self.trial.normalization, torch.device("cpu"))
+        self.normalize = Normalizer(self.trial.normalization, torch.device("cpu"), "contiguous")
         self.trained, self.folder = run.trial_folder(record.id), run.exported_folder(record.id)
         self.pixels = data.test.images[data.test.rows]
         self.test, self.labels = self.normalized(data.test), labels_of(data.test)
@@ -89,20 +89,30 @@ class Exporter:
 
     def write_reference(self) -> None:
         """Write PyTorch's float64 logits of the test images, its most confident mistakes, and the weights."""
-        exact = self.network().double()  # the reference's own float32 rounding would count against the files
+        dtype, exact = (
+            torch.float64,
+            reference_network(self.network()),
+        )  # float32 rounding would count against the files
+        try:
+            with torch.inference_mode():
+                exact(torch.from_numpy(self.test[:1]).double())
+        except Exception as error:  # a network may be written for one precision
+            dtype, exact = torch.float32, self.network()
+            self.progress.line(f"export: the reference is in float32, because float64 fails ({type(error).__name__})")
 
         def answer(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
             with torch.inference_mode():
-                logits: npt.NDArray[np.float64] = exact(torch.from_numpy(batch).double()).numpy()
+                logits: npt.NDArray[np.float64] = exact(torch.from_numpy(batch).to(dtype)).double().numpy()
             return logits
 
-        counter = self.progress.counter("exporting: PyTorch's float64 logits, images")
+        precision = str(dtype).removeprefix("torch.")
+        counter = self.progress.counter(f"exporting: PyTorch's {precision} logits, images")
         self.reference = parity.predict_all(answer, self.test, counter)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "manifest.json").unlink(missing_ok=True)  # a manifest must describe existing files
         storage.write_array(self.folder / "reference.npy", self.reference)
         sha256 = storage.sha256(self.folder / "reference.npy")
-        self.manifest.reference = Digest.model_validate({"precision": "float64", "sha256": sha256})
+        self.manifest.reference = Digest.model_validate({"precision": precision, "sha256": sha256})
         self.manifest.torch_accuracy = float((self.reference.argmax(1) == self.labels).mean())
         self.manifest.confusion = parity.confusion_counts(self.reference, self.labels).tolist()
         mistakes = parity.confident_mistakes(self.reference, self.labels, self.data.classes)

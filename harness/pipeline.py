@@ -16,10 +16,10 @@ from harness.config import STAGES, BadInput, Benchmark, Export, Strict, Tune
 from harness.config.command_line import check_not_shadowed
 from harness.config.keys import flatten
 from harness.search.checks import (
+    Notes,
+    check_all,
     check_before_start,
     check_code,
-    check_networks,
-    check_trials,
     run_record,
     some_trials,
 )
@@ -113,7 +113,6 @@ def run_stages(resolved: Resolved, command: str) -> int:
     from harness.data.dataset import load_dataset
     from harness.run.directory import RunDirectory
     from harness.run.progress import Progress
-    from harness.search.data_check import data_notes
 
     config, progress = resolved.config, Progress()
     run = RunDirectory(resolved.run)
@@ -121,20 +120,12 @@ def run_stages(resolved: Resolved, command: str) -> int:
     check_before_start(resolved, run, recorded)
     with progress.live():
         data = load_dataset(config.data, progress.counter("decoding images"))
-    if recorded and recorded.data.fingerprint != data.fingerprint:
-        raise BadInput(
-            f"run={run.path}: was trained on other images ({recorded.data.fingerprint}, now {data.fingerprint}); "
-            "give run=NEW or restore the data"
-        )
-    generator = TrialGenerator(resolved, data.fingerprint)
-    check_trials(generator, run)
-    if not generator.asks_optuna:
-        generator.search_trials()  # raises BadInput for equal variants and impossible grids
-    check_networks(resolved, generator, data)
-    notes = data_notes(data, lossy_drop(config))
+    with progress.live():
+        progress.status("checking data and networks")
+        generator, notes = check_all(resolved, run, data)
     if config.dry_run:
-        for note in notes:
-            progress.line(f"data: {note}")
+        for line in notes.lines:
+            progress.line(line)
         from harness.search.estimate import print_estimate
 
         print_estimate(resolved, generator, data, progress)
@@ -172,7 +163,7 @@ def run_stages(resolved: Resolved, command: str) -> int:
 def _begin(
     generator: TrialGenerator,
     data: "Dataset",
-    notes: list[str],
+    notes: Notes,
     run: "RunDirectory",
     command: str,
     progress: "Progress",
@@ -188,20 +179,14 @@ def _begin(
     progress.line(f"run {run.path}")
     if reason := gpus.unusable():
         progress.line(f"warning: {reason}; everything runs on the CPU")
-    for note in notes:
-        progress.line(f"data: {note}")
+    for line in notes.lines:
+        progress.line(line)
     run.print_notices(progress.line)
     run.set_aside_corrupt()
     run.write_trials_csv()
     if {"search", "confirm"} & set(config.stages):
         networks = {trial.architecture for trial in some_trials(resolved, generator)}
         check_code(run, networks, config.other_code, progress)
-
-
-def lossy_drop(config: Tune) -> float | None:
-    """The accuracy that a lossy file may lose; None where this command exports none."""
-    lossy = any(name in ("onnx_int8", "onnx_fp16") for name in config.export.formats)
-    return config.export.max_accuracy_drop if lossy and "export" in config.stages else None
 
 
 def _write_winner(run: "RunDirectory", metric: str) -> None:

@@ -42,8 +42,9 @@ def compiled(
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._dynamo.config.recompile_limit = 64
     side = artifact.manifest.input_size
-    module = torch.compile(network(artifact, device, threads), dynamic=False, fullgraph=True, **how)
-    served = as_served(module, device, context)
+    found, memory_format = network(artifact, device, threads)
+    module = torch.compile(found, dynamic=False, fullgraph=True, **how)
+    served = as_served(module, device, memory_format, context)
     try:
         served(np.zeros((2, 3, side, side), np.float32))
     except Exception as error:

@@ -67,7 +67,7 @@ def load(package: str, name: str, attribute: str, *default: Any) -> Any:
     own = name.endswith(".py")
     try:
         module = _executed(path, path.stat().st_mtime_ns) if own else importlib.import_module(f"{package}.{name}")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"{subject}: cannot be loaded: {type(error).__name__}: {error}; fix {path}") from error
     if not default and not hasattr(module, attribute):
         raise BadInput(

@@ -215,6 +215,7 @@ class RunRecord(JsonFile):
     plans: dict[str, PlanChoice] = Field(default_factory=dict)
     code: dict[str, dict[str, str]] = Field(default_factory=dict)
     looks: list[LookRecord] = Field(default_factory=list)
+    network_notes: list[str] = Field(default_factory=list)
     environment: Json = Field(default_factory=dict)
 
     @property

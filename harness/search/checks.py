@@ -1,10 +1,12 @@
 """Checks made before a run starts or writes anything."""
 
+import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.config import BadInput, Trial
+from harness.config import BadInput, Trial, Tune
 from harness.run.records import DataRecord, RunRecord
 from harness.search.resolution import Resolved
 from harness.search.trials import TrialGenerator
@@ -13,6 +15,42 @@ if TYPE_CHECKING:
     from harness.data.splits import Dataset
     from harness.run.directory import RunDirectory
     from harness.run.progress import Progress
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What the checks of data and networks found that is no error, in sentences."""
+
+    data: list[str]
+    network: list[str]
+
+    @property
+    def lines(self) -> list[str]:
+        return [*(f"data: {note}" for note in self.data), *(f"network: {note}" for note in self.network)]
+
+
+def check_all(resolved: Resolved, run: "RunDirectory", data: "Dataset") -> tuple[TrialGenerator, Notes]:
+    """Check everything that needs the decoded images. Raises BadInput where a check fails."""
+    from harness.search.data_check import data_notes
+
+    recorded = run.configuration()
+    if recorded and recorded.data.fingerprint != data.fingerprint:
+        raise BadInput(
+            f"run={run.path}: was trained on other images ({recorded.data.fingerprint}, now {data.fingerprint}); "
+            "give run=NEW or restore the data"
+        )
+    generator = TrialGenerator(resolved, data.fingerprint)
+    check_trials(generator, run)
+    if not generator.asks_optuna:
+        generator.search_trials()  # raises BadInput for equal variants and impossible grids
+    network = check_networks(resolved, generator, data)
+    return generator, Notes(data_notes(data, _lossy_drop(resolved.config)), network)
+
+
+def _lossy_drop(config: Tune) -> float | None:
+    """The accuracy that a lossy file may lose; None where this command exports none."""
+    lossy = any(name in ("onnx_int8", "onnx_fp16") for name in config.export.formats)
+    return config.export.max_accuracy_drop if lossy and "export" in config.stages else None
 
 
 def check_code(run: "RunDirectory", architectures: set[str], accepted: bool, progress: "Progress") -> None:
@@ -118,32 +156,42 @@ def some_trials(resolved: Resolved, planner: "TrialGenerator") -> "list[Trial]":
     return [planner.trial("check", change).config for change in changes]
 
 
-def check_networks(resolved: Resolved, planner: "TrialGenerator", data: "Dataset") -> None:
-    """Build each network once. Raises BadInput for an option that does not fit, or too large a batch."""
+def check_networks(resolved: Resolved, planner: "TrialGenerator", data: "Dataset") -> list[str]:
+    """Check each network on a few images; returns what is different about its training, in words.
+
+    Raises BadInput for an option that does not fit, a network that cannot be trained, or too large a batch.
+    """
     from harness.data.batches import pick_device
     from harness.training.execution import ExecutionPlan
-    from harness.training.network import build_network
+    from harness.training.network_check import check_network
 
     local = not resolved.config.resources.address
+    notes: dict[str, list[str]] = {}
     for trial in some_trials(resolved, planner):
-        try:
-            build_network(trial, len(data.classes), data.input_size)
-        except BadInput as error:
-            others = "; search.variants=[...] trains others without it" if len(resolved.variants) > 1 else ""
-            raise BadInput(f"{error}{others}") from error
         if trial.batch_size > len(data.train):
             raise BadInput(
                 f"trial.batch_size={trial.batch_size}: more than the {len(data.train)} training images; give less"
             )
         if local:
             ExecutionPlan.of(trial, pick_device(resolved.config.resources.device))
+        decides = {"architecture", "options", "precision", "memory_format", "epochs", "batch_size"}
+        key = trial.model_dump_json(include=decides)
+        if key in notes:
+            continue
+        try:
+            notes[key] = check_network(trial, data)
+        except BadInput as error:
+            others = "; search.variants=[...] trains others without it" if len(resolved.variants) > 1 else ""
+            raise BadInput(f"{error}{others}") from error
+        notes[key] = [f"{trial.architecture} {note}" for note in notes[key]]
+    return list(dict.fromkeys(itertools.chain(*notes.values())))
 
 
 def run_record(
-    resolved: Resolved, data: "Dataset", notes: list[str], trained: set[str], recorded: RunRecord | None
+    resolved: Resolved, data: "Dataset", notes: Notes, trained: set[str], recorded: RunRecord | None
 ) -> RunRecord:
-    """run.json without command lines and environment. `notes`: of the data check; `trained`: variants that have trials;
-    `recorded`: the run.json before this command."""
+    """run.json without command lines and environment. `trained`: variants that have trials; `recorded`: the run.json
+    before this command."""
     space = resolved.space
     by_class = {
         name: np.bincount(split.labels[split.rows], minlength=len(data.classes)).tolist()
@@ -159,6 +207,7 @@ def run_record(
         variants={name: dict(space.variants[name]) for name in variants},
         claims=[vars(claim) for claim in resolved.claims_of(variants)],
         published={name: space.published[name] for name in variants if name in space.published},
+        network_notes=notes.network,
         data=DataRecord(
             classes=list(data.classes),
             fingerprint=data.fingerprint,
@@ -168,6 +217,6 @@ def run_record(
             test=len(data.test),
             test_by_class=by_class["test"],
             validation_by_class=by_class["validation"],
-            notes=notes,
+            notes=notes.data,
         ),
     )

@@ -25,6 +25,23 @@ def to_device(network: nn.Module, device: torch.device, memory_format: str = "ch
     return network.to(device).to(memory_format=formats[memory_format])
 
 
+def usable_format(network: nn.Module, input_size: int) -> str:
+    """channels_last, or contiguous where the network fails on such images, as a `view` of a batch does. The network is
+    left in that format."""
+    device = next(network.parameters()).device
+    images = torch.zeros(2, 3, input_size, input_size, device=device).to(memory_format=torch.channels_last)
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            network.to(memory_format=torch.channels_last).eval()(images)
+    except Exception:
+        network.to(memory_format=torch.contiguous_format)
+        return "contiguous"
+    finally:
+        network.train(was_training)
+    return "channels_last"
+
+
 class Dropout(nn.Module):
     """nn.Dropout whose rate is a tensor, as torch.compile would recompile for every other Python number."""
 

@@ -11,7 +11,7 @@ from torch import nn
 from harness.config import Data, Trial
 from harness.data.batches import DeviceSplit, Normalizer, device_data, pick_device
 from harness.run.records import TrialRecord, write_correct, write_trial
-from harness.training.compilation import to_device
+from harness.training.compilation import to_device, usable_format
 from harness.training.execution import ExecutionPlan, autocast
 from harness.training.features import Features, StoredFeatures, are_cached
 from harness.training.network import restore_network
@@ -79,8 +79,9 @@ def evaluate_test(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, whether each image is classified correctly) of the uncompiled network, eager and in float32, whatever plan
     trained it."""
-    network = to_device(network, device)
-    plan = ExecutionPlan(device.type, "float32", "off", "channels_last", torch.get_num_threads())
+    memory_format = usable_format(network, int(part.images.shape[1]))
+    network = to_device(network, device, memory_format)
+    plan = ExecutionPlan(device.type, "float32", "off", memory_format, torch.get_num_threads())
     normalize: Any = Normalizer(config.normalization, device, plan.memory_format)
     forward: Any = network
     if are_cached(network, config, plan):

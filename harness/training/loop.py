@@ -33,7 +33,7 @@ from harness.training import execution
 from harness.training.compilation import forget_compiled
 from harness.training.evaluation import evaluate_test, record_test
 from harness.training.job import TrainingJob
-from harness.training.network import NetworkSummary
+from harness.training.network import NetworkSummary, load_tensors, own_tensors
 from harness.training.schedules import learning_rate_factor
 from harness.training.setup import TrainingSetup, derive, set_up, untrained_network
 from harness.training.timers import Timers
@@ -178,7 +178,7 @@ def _train(job: TrainingJob, record: TrialRecord, history: list[HistoryRow], tim
             for callback in job.callbacks:
                 callback(row)
             if kept.offer(row):
-                kept.weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+                kept.weights = {name: tensor.detach().clone() for name, tensor in own_tensors(network).items()}
             record.metrics = kept.metrics(row, setup.summary)
             _record_speed(record, timers, images_trained, trial.batch_size)
             for name, size in gpus.peak_memory(device).items():
@@ -226,13 +226,13 @@ def _finish(job: TrainingJob, record: TrialRecord, kept: "KeptWeights", setup: T
     if job.read_test:
         timers.enter("validate")
         plain = untrained_network(job, setup.data, restoring=True)
-        plain.load_state_dict(kept.weights)
+        load_tensors(plain, kept.weights)
         fingerprint = setup.data.fingerprint
         loss, correct = evaluate_test(plain, job.config, setup.device, setup.test, fingerprint)
         timers.enter("checkpoint")
         record_test(job.folder, record, loss, correct)
     if job.network is not None:
-        job.network.load_state_dict(kept.weights)
+        load_tensors(job.network, kept.weights)
         job.network.eval()
     if job.folder is not None:
         record.weights_sha256 = checkpoints.save_weights(job.folder / WEIGHTS_FILE, kept.weights)

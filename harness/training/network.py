@@ -1,23 +1,16 @@
 """Networks: building from a trial's configuration, restoring from trained weights, counting layers and MACs."""
 
+import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.config import BadInput, Trial
-
-if TYPE_CHECKING:
-    from torch import nn
-
-
-from torch import nn
-
 from harness.config.plugins import load
 from harness.run import checkpoints
 from harness.run.records import TRIAL_FILE, WEIGHTS_FILE
@@ -52,8 +45,10 @@ def summarize_network(network: nn.Module, input_size: int) -> NetworkSummary:
     leaves = {name: module for name, module in network.named_modules() if not list(module.children())}
 
     def remember(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-            shapes[name] = tuple(output.shape)
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            first = output[0] if isinstance(output, tuple | list) and output else output  # of an LSTM: its sequence
+            if isinstance(first, torch.Tensor):
+                shapes[name] = tuple(first.shape)
 
         return hook
 
@@ -94,7 +89,7 @@ def network_options(architecture: str) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in list(parameters.items())[1:] if name != "input_size"}
 
 
-def build_network(trial: Trial, num_classes: int, input_size: int, *, restoring: bool = False) -> "nn.Module":
+def build_network(trial: Trial, num_classes: int, input_size: int, *, restoring: bool = False) -> nn.Module:
     """The network of a trial with initial weights drawn from torch's global generator.
 
     `restoring`: weights will be loaded into it, so an option `weights` (pretrained weights) is set to none.
@@ -116,11 +111,47 @@ def build_network(trial: Trial, num_classes: int, input_size: int, *, restoring:
         options["input_size"] = input_size
     try:
         network: nn.Module = build(num_classes, **options)
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:
         given = " ".join(f"trial.options.{name}={value}" for name, value in trial.options.items())
         subject = f"trial.architecture={trial.architecture} {given}".strip()
-        raise BadInput(f"{subject}: {error}; `python -m architectures` lists networks and options") from error
+        reason = error if isinstance(error, ValueError | TypeError | RuntimeError | OSError) else repr(error)
+        raise BadInput(f"{subject}: {reason}; `python -m architectures` lists networks and options") from error
+    if not isinstance(network, nn.Module):
+        kind = type(network).__name__
+        raise BadInput(f"trial.architecture={trial.architecture}: build() returns a {kind}; return a torch.nn.Module")
     return network
+
+
+def own_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a network's state by name, tied ones (which are the same memory) once; not copied."""
+    found: dict[tuple[object, ...], str] = {}
+    state: dict[str, torch.Tensor] = network.state_dict()
+    for name, tensor in state.items():
+        found.setdefault(_memory(tensor) or (name,), name)
+    return {name: state[name] for name in found.values()}
+
+
+def load_tensors(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Load the result of `own_tensors` of a network of the same architecture. Raises RuntimeError where they differ."""
+    first: dict[tuple[object, ...], str] = {}
+    tied = {name: first.setdefault(_memory(tensor) or (name,), name) for name, tensor in network.state_dict().items()}
+    state = {name: tensors[other] for name, other in tied.items() if name not in tensors and other in tensors}
+    network.load_state_dict({**tensors, **state})
+
+
+def _memory(tensor: torch.Tensor) -> tuple[object, ...] | None:
+    """What identifies the memory of a tensor; None for one without elements."""
+    if not tensor.numel():
+        return None
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def reference_network(network: nn.Module) -> nn.Module:
+    """A copy that computes in float64: its logits are what exported files are compared with."""
+    return copy.deepcopy(network).double()
 
 
 def restore_network(folder: Path, trial: Trial, sha256: str | None, num_classes: int, input_size: int) -> nn.Module:
@@ -134,5 +165,5 @@ def restore_network(folder: Path, trial: Trial, sha256: str | None, num_classes:
             "the command again to train the trial again"
         )
     network = build_network(trial, num_classes, input_size, restoring=True)
-    network.load_state_dict(checkpoints.load_weights(folder / WEIGHTS_FILE, sha256))
+    load_tensors(network, checkpoints.load_weights(folder / WEIGHTS_FILE, sha256))
     return network.eval()

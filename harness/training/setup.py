@@ -1,6 +1,7 @@
 """Sets up a trial from its job: device, images, network, step, evaluation and checkpoints."""
 
 import copy
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from harness.run.records import TrialEnvironment, TrialRecord
 from harness.run.storage import Json
 from harness.training import execution
 from harness.training.checkpointing import Checkpointer
+from harness.training.compilation import usable_format
 from harness.training.evaluation import EVALUATION_BATCH, Evaluation
 from harness.training.execution import ExecutionPlan
 from harness.training.features import Features, are_cached
@@ -71,6 +73,9 @@ def set_up(job: TrainingJob, record: TrialRecord, timers: Timers) -> TrainingSet
     torch.manual_seed(derive(job.seed, "initial weights"))
     network = untrained_network(job, data)
     summary = summarize_network(network, data.input_size)
+    if config.memory_format == "auto" and plan.memory_format == "channels_last" and plan.compile != "kernels":
+        plan = dataclasses.replace(plan, memory_format=usable_format(network, data.input_size))
+        record.environment.memory_format = plan.memory_format
     if plan.compile == "kernels":
         timers.enter("compile")
         build.library()

@@ -16,6 +16,7 @@ from harness.data.batches import DeviceSplit, Normalizer
 from harness.training.compilation import prepare_network
 from harness.training.execution import ExecutionPlan, autocast
 from harness.training.features import StoredFeatures
+from harness.training.network import load_tensors, own_tensors
 from harness.training.optimizers import make_optimizer
 
 
@@ -42,7 +43,7 @@ class Step:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Tensors of the network and the optimiser by name, not copied."""
-        found = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        found = {f"network.{name}": tensor for name, tensor in own_tensors(self.network).items()}
         for number, parameter in enumerate(self._parameters()):
             for name, value in self.optimizer.state[parameter].items():
                 found[f"optimizer.{number}.{name}"] = value
@@ -51,7 +52,7 @@ class Step:
     def restore(self, state: Mapping[str, torch.Tensor], scaler: Mapping[str, Any]) -> None:
         """Resume from the results of `state` and `scaler.state_dict`; call it before the first step."""
         prefix = "network."
-        self.network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        load_tensors(self.network, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         parameters = self._parameters()
         for key, value in state.items():
             kind, number, name = key.split(".", 2)

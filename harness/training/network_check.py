@@ -1,0 +1,174 @@
+"""The network check before training: the network itself takes a few real images forward and backward, as a trial will.
+
+What would make a trial fail, or its result wrong, is bad input. What a trial does differently because of the network is
+returned in words, and recorded.
+"""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from harness.config import BadInput, Trial
+from harness.data.augmentation import Draws
+from harness.data.batches import DeviceSplit, Normalizer
+from harness.data.splits import Dataset
+from harness.training.compilation import usable_format
+from harness.training.execution import ExecutionPlan, autocast
+from harness.training.network import build_network, load_tensors, own_tensors, reference_network
+from harness.training.optimizers import takes_fused
+from harness.training.step import make_step
+
+IMAGES = 4
+INDEPENDENT = 1e-3  # largest difference of a logit, relative to the largest one, that another batch may make
+FORGOTTEN = 0.25  # share of a batch norm's first statistics that may be left at the end of a training
+
+
+def check_network(trial: Trial, data: Dataset) -> list[str]:
+    """Check the network of a trial on real images; returns what is different about its training, in words.
+
+    Raises BadInput where it cannot be trained, or its answers would be wrong or depend on the batch.
+    """
+    torch.manual_seed(0)
+    try:
+        network = build_network(trial, len(data.classes), data.input_size)
+    except MemoryError as error:
+        raise _bad(trial, "needs more memory than there is", "give a smaller network") from error
+    if not any(p.requires_grad for p in network.parameters()):
+        raise _bad(trial, "has no weights to train", "let build() return a network with parameters")
+    rows = torch.from_numpy(data.train.rows[: max(1, min(trial.batch_size, IMAGES))].copy())
+    images = torch.from_numpy(data.train.images[rows.numpy()])
+    part = DeviceSplit(images, torch.from_numpy(data.train.labels[rows.numpy()]), torch.arange(len(rows)))
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in devices:
+        try:
+            return list(_checked(network, trial, part, len(data.classes), len(data.train), torch.device(device)))
+        except _Fails as error:
+            if device == devices[-1]:  # a network may work on a GPU alone
+                hint = "; or give trial.memory_format=auto" if trial.memory_format == "channels_last" else ""
+                raise _bad(trial, str(error), f"fix the network{hint}") from error
+    raise AssertionError
+
+
+class _Fails(ValueError):
+    """The network cannot be trained."""
+
+
+def _bad(trial: Trial, reason: str, way_out: str) -> BadInput:
+    return BadInput(f"trial.architecture={trial.architecture}: {reason}; {way_out}")
+
+
+def _checked(
+    network: nn.Module, trial: Trial, part: DeviceSplit, classes: int, images: int, device: torch.device
+) -> Iterator[str]:
+    network = copy.deepcopy(network).to(device)
+    part = DeviceSplit(part.images.to(device), part.labels.to(device), part.rows.to(device))
+    side = int(part.images.shape[1])
+    memory_format: str = trial.memory_format
+    if memory_format == "auto":
+        memory_format = usable_format(network, side)
+        if memory_format == "contiguous":
+            yield "fails on images in channels_last memory format: it is trained and evaluated in contiguous"
+    normalize = Normalizer(trial.normalization, device, memory_format)
+    inputs = normalize(part.images)
+    with torch.no_grad():
+        logits = _logits(network.eval(), inputs, classes, "in evaluation")
+        _check_independent(network, inputs, logits)
+    _check_storage(network, trial, classes, side)
+    try:
+        with torch.no_grad():
+            reference_network(network.cpu())(inputs[:1].cpu().contiguous().double())
+    except Exception as error:
+        yield f"cannot compute in float64 ({_first_line(error)}): exports are compared with its float32 logits"
+    network.to(device)
+    precision = "float32" if trial.precision == "auto" else trial.precision
+    plan = ExecutionPlan(device.type, precision, "off", memory_format, torch.get_num_threads())
+    if not takes_fused(network):
+        yield "has parameters that fused optimisers refuse: its optimiser is not fused"
+    yield from _trained(network, trial, part, plan, classes)
+    yield from _batch_norms(network, trial.epochs * (images // trial.batch_size))
+
+
+def _logits(network: nn.Module, inputs: torch.Tensor, classes: int, when: str) -> torch.Tensor:
+    """The network's logits. Raises _Fails where it fails, or answers something else."""
+    shape = list(inputs.shape)
+    try:
+        logits = network(inputs)
+    except Exception as error:
+        raise _Fails(f"fails {when} on images {shape}: {_first_line(error)}") from error
+    if not isinstance(logits, torch.Tensor):
+        raise _Fails(f"{when} it returns a {type(logits).__name__}, not logits {[len(inputs), classes]} as a tensor")
+    if list(logits.shape) != [len(inputs), classes]:
+        raise _Fails(
+            f"{when} it returns {list(logits.shape)}, not logits {[len(inputs), classes]} for {classes} classes"
+        )
+    if not logits.is_floating_point():
+        raise _Fails(f"{when} it returns {logits.dtype}, not real numbers")
+    if not logits.isfinite().all():
+        raise _Fails(f"{when} untrained, it returns logits that are not finite")
+    return logits
+
+
+def _check_independent(network: nn.Module, inputs: torch.Tensor, logits: torch.Tensor) -> None:
+    """Raises _Fails where an image's answer depends on the other images of its batch, or on chance."""
+    limit = INDEPENDENT * max(1.0, float(logits.abs().max()))
+    if float((network(inputs) - logits).abs().max()) > limit:
+        raise _Fails("answers differ from call to call in evaluation: a dropout or noise that is always on")
+    alone = torch.cat([_logits(network, one[None], logits.shape[1], "in evaluation") for one in inputs])
+    if float((alone - logits).abs().max()) > limit:
+        raise _Fails(
+            "an image's answer depends on the other images of its batch in evaluation: a batch norm without running "
+            "statistics, or statistics over the batch"
+        )
+
+
+def _check_storage(network: nn.Module, trial: Trial, classes: int, side: int) -> None:
+    """Raises _Fails where the weights cannot be restored into a new network."""
+    torch.manual_seed(1)
+    try:
+        other = build_network(trial, classes, side, restoring=True)
+        load_tensors(other, {name: tensor.detach().cpu().clone() for name, tensor in own_tensors(network).items()})
+    except Exception as error:
+        raise _Fails(f"its weights cannot be restored into a new network: {_first_line(error)}") from error
+
+
+def _trained(network: nn.Module, trial: Trial, part: DeviceSplit, plan: ExecutionPlan, classes: int) -> Iterator[str]:
+    """One step, as a trial makes it."""
+    device = torch.device(plan.device)
+    step = make_step(network.train(), trial, plan, device)
+    draws = Draws.of(part.rows, trial, 0)
+    images, _ = part.batch(draws.rows)
+    with torch.no_grad(), autocast(plan.precision, device):
+        _logits(copy.deepcopy(step.network), step.normalize(images), classes, "in training")
+    try:
+        loss = float(step(part, draws, 0.0)[0])
+    except Exception as error:
+        raise _Fails(f"fails in a training step: {_first_line(error)}") from error
+    if not abs(loss) < float("inf"):
+        raise _Fails("the loss of the first training step is not finite")
+    parameters = dict(step.network.named_parameters())
+    without = [name for name, one in parameters.items() if one.requires_grad and one.grad is None]
+    if len(without) == sum(one.requires_grad for one in parameters.values()):
+        raise _Fails("no weight gets a gradient from the loss")
+    if without:
+        yield f"{len(without)} parameters get no gradient, such as {without[0]}"
+
+
+def _batch_norms(network: nn.Module, steps: int) -> Iterator[str]:
+    momenta = [
+        layer.momentum
+        for layer in network.modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats and layer.momentum
+    ]
+    if momenta and steps and (left := (1 - min(momenta)) ** steps) > FORGOTTEN:
+        yield (
+            f"has a batch norm of momentum {min(momenta):g} that keeps {100 * left:.0f} % of its first statistics "
+            f"after the {steps} steps of this training: evaluation may stay at chance level; train longer or raise the "
+            "momentum"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:120]
