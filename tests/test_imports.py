@@ -63,7 +63,7 @@ def test_import_direction(name):
 def test_who_imports_ray():
     """What runs the trials; and the benchmarks of what others do with Ray, and of a cluster whose nodes are killed."""
     found = {name for name, tree in TREES.items() if any(one.split(".")[0] == "ray" for one in imported(tree))}
-    own = {"cluster", "ray_internals", "runner", "searchers", "watcher", "worker"}
+    own = {"cluster", "probe", "ray_internals", "runner", "searchers", "watcher", "worker"}
     assert found == {"benchmarks.arms.ray_tutorial", "benchmarks.sweeps", *(f"harness.search.{one}" for one in own)}
 
 

@@ -124,6 +124,8 @@ def test_the_private_parts_of_ray_are_there():
     assert not ray_internals.has_suggested(OptunaSamples([], dict, space={}, metric="val_loss", mode="min"), "a")
     assert "_experiment_analysis" in ResultGrid.__init__.__code__.co_names
     assert InOrder(iter([]), metric="val_loss", mode="min").suggest("a") == InOrder.FINISHED
+    assert {"ENABLE_RAY_CLUSTER"} <= set(vars(ray_internals.ray_constants))
+    assert any(name.startswith("AWS_") for name in ray_internals.class_cache.ENV_VARS_TO_PROPAGATE)
     private = {"_brackets", "_ot_trials", "_experiment_analysis", "_actor_task_failed"}
     for path in (TOP / "harness" / "search").glob("*.py"):
         used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}

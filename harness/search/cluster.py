@@ -1,12 +1,15 @@
 """Joins a Ray cluster, or starts one on this machine and stops it at the end."""
 
 import contextlib
+import json
 import logging
 import os
+import pwd
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -26,12 +29,17 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints tables
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths refer to the user's working directory
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # CPU trials see no GPU
+if not os.environ.get("HOME"):  # Ray expands ~ when it is imported, which fails for a user without an account
+    with contextlib.suppress(KeyError):
+        os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
+    os.environ.setdefault("HOME", tempfile.gettempdir())
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # ray and its dependencies announce their own future changes
     import ray
 from harness.config import BadInput, Resources
 from harness.config.plugins import TOP
 from harness.run import gpus, system
+from harness.search.ray_internals import private_cluster
 
 
 @contextlib.contextmanager
@@ -44,15 +52,13 @@ def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
     terminate: Any = signal.getsignal(signal.SIGTERM)
     with scratch() as folder, contextlib.ExitStack() as stack:
         if own and resources.address:
+            _check_answers(resources.address)
             stack.callback(_shut_down, terminate)
             try:
                 with _importing_nothing_from_here(folder):
                     ray.init(address=resources.address, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:
-                raise BadInput(
-                    f"resources.address={resources.address}: {error}; start a cluster with `ray start --head`, "
-                    "or leave the address (and RAY_ADDRESS) out"
-                ) from error
+                raise _cannot_join(resources.address, " ".join(str(error).split())[:120]) from error
         elif own:
             command = [
                 sys.executable,
@@ -63,18 +69,20 @@ def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
             ]
             guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
             stack.callback(guard.communicate, b"ended")  # runs last
+            stack.enter_context(private_cluster(folder))
             stack.callback(_shut_down, terminate)
             cores = system.environment().cores
             try:
                 with _importing_nothing_from_here(folder):
                     ray.init(
+                        address="local",  # else RAY_ADDRESS would be preferred
                         num_cpus=cores,
                         num_gpus=gpus.usable(),  # Ray would query NVML, which may be missing where PyTorch works
                         include_dashboard=False,
                         log_to_driver=False,
                         logging_level=logging.ERROR,
                         object_store_memory=256 * 2**20,
-                        _temp_dir=str(folder),
+                        _temp_dir=str(folder / "r"),  # which Ray opens to all users
                     )
             except SystemExit:  # Ray turns a SIGTERM during ray.init into this
                 terminate(signal.SIGTERM, None)
@@ -84,6 +92,50 @@ def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
         for name in ("ray", "ray.tune"):  # Watcher logs each failure once, in one line
             logging.getLogger(name).setLevel(logging.CRITICAL)
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _check_answers(address: str) -> None:
+    """Raises BadInput where no cluster answers that ray.init could join."""
+    if "://" in address:
+        raise BadInput(
+            f"resources.address={address}: Ray Client is not supported; start the command on a node of the cluster, "
+            "with resources.address=auto or HOST:PORT"
+        )
+    if reason := _why_not(address):
+        raise _cannot_join(address, reason)
+
+
+PROBE_SECONDS = 10.0
+PROBE_LIMITS = {"RAY_gcs_rpc_server_connect_timeout_s": "1", "RAY_py_gcs_connect_timeout_s": "4"}  # of Ray
+
+
+def _why_not(address: str) -> str | None:
+    """Why no cluster can be joined at an address; None if one can. ray.init itself would try for minutes."""
+    command = [sys.executable, "-P", "-W", "ignore", str(TOP / "harness" / "search" / "probe.py"), address]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            env={**os.environ, **PROBE_LIMITS},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer in {PROBE_SECONDS:g} s"
+    with contextlib.suppress(ValueError, IndexError):
+        answer: str | None = json.loads(done.stdout.splitlines()[-1])
+        return answer
+    return (done.stderr.strip().splitlines() or ["no answer"])[-1]
+
+
+def _cannot_join(address: str, reason: str) -> BadInput:
+    if "token" in reason.lower():
+        reason += "; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file of the cluster's token"
+    else:
+        reason += "; start a cluster with `ray start --head`, or leave the address (and RAY_ADDRESS) out"
+    return BadInput(f"resources.address={address}: {reason}")
 
 
 @contextlib.contextmanager
@@ -149,6 +201,9 @@ def scratch() -> Iterator[Path]:
 
     top = Path("/tmp")  # sockets need short paths
     for left in top.glob("harness-ray-*.lock"):
+        with contextlib.suppress(OSError, Timeout):
+            if left.lstat().st_uid != os.getuid():
+                continue
         with contextlib.suppress(OSError, Timeout), FileLock(left, timeout=0):
             shutil.rmtree(left.with_suffix(""), ignore_errors=True)
             left.unlink(missing_ok=True)

@@ -3,15 +3,22 @@
 pyproject.toml pins ray below the first untested version.
 """
 
+import contextlib
+import os
+import secrets
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # ray and its dependencies announce their own future changes
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
     from ray.air.execution._internal.actor_manager import RayActorManager
     from ray.exceptions import OutOfMemoryError, RayActorError
     from ray.tune import ResultGrid
+    from ray.tune.execution import class_cache
     from ray.tune.schedulers import AsyncHyperBandScheduler
     from ray.tune.search.optuna import OptunaSearch
 
@@ -48,3 +55,48 @@ def has_suggested(search: OptunaSearch, trial_id: str) -> bool:
 def trials_of(found: ResultGrid) -> Sequence[Any]:
     """Ray Tune's trials, including those that a time budget stopped."""
     return list(found._experiment_analysis.trials)
+
+
+@contextlib.contextmanager
+def private_cluster(folder: Path) -> Iterator[None]:
+    """The context of a cluster of this machine alone, around ray.init and ray.shutdown: Ray binds to the loopback
+    interface, wants a token that only `folder` (of mode 0700) holds, and writes no AWS_* variables to its logs. Trials
+    have them anyway: on one machine they inherit the environment.
+
+    Ray reads these settings when it is imported, so its own copies are changed too. 127.0.0.1 as the node's address
+    would not do: Ray resolves it to that of another interface.
+    """
+    token = folder / "token"
+    with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    ours = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_AUTH_TOKEN": None,  # it would be preferred to the path
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # for child processes; there the loopback interface is the default
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    enabled, sent = ray_constants.ENABLE_RAY_CLUSTER, class_cache.ENV_VARS_TO_PROPAGATE
+    _set_environment(ours)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in sent if not name.startswith("AWS_")}
+    _read_settings_again()
+    try:
+        yield
+    finally:
+        _set_environment(before)
+        ray_constants.ENABLE_RAY_CLUSTER, class_cache.ENV_VARS_TO_PROPAGATE = enabled, sent
+        _read_settings_again()
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _read_settings_again() -> None:
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
