@@ -59,8 +59,11 @@ def main(config: Noise) -> int:
     from harness.run.directory import RunDirectory
     from harness.run.manifest import Manifest
     from harness.run.progress import Progress
+    from harness.run.trust import check_run
 
     run = RunDirectory.existing(config.run)
+    for line in check_run(run, config.trust):
+        print(line)
     (file,) = list(run.path.glob("exported/*/manifest.json"))[:1]
     manifest = Manifest.read(file)
     artifact = Artifact(file.parent, manifest, config.file)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks import timing
-from benchmarks.inference.sitting import Arm, RuntimeProcess
+from benchmarks.inference.sitting import Arm, ArmProcess
 from export import Artifact
 from export.check import Check
 from harness.config import Augmentation, Data, Optimizer, Trial, plugins
@@ -231,7 +231,7 @@ def reported_over_bare(exported, folder: Path, batch_size: int, order: random.Ra
     command = [sys.executable, "-c", BARE, str(folder / "model.onnx"), str(folder / "images.npy"), str(threads)]
     ratios = list[float]()
     with (
-        RuntimeProcess(Arm("onnxruntime", check, "float32"), threads, folder / "images.npy", folder / "log") as worker,
+        ArmProcess(Arm("onnxruntime", check, "float32"), threads, folder / "images.npy", folder / "log") as worker,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as bare,
     ):
         assert bare.stdin is not None and bare.stdout is not None

@@ -12,6 +12,7 @@ from export.parity import Parity
 from harness.config import plugins
 from harness.run import storage, system
 from harness.run.manifest import ParityRecord
+from harness.run.provenance import network_files
 from harness.run.storage import Json, JsonFile
 
 
@@ -47,6 +48,7 @@ class Check:
             "sha256": self.artifact.entry.sha256,
             "reference": manifest.reference.sha256,
             "fingerprint": manifest.fingerprint,
+            "code": network_files(manifest.config["architecture"]) if self.artifact.entry.format == "torch" else {},
             "runtime": storage.sha256(plugins.source("export.runtimes", self.runtime)),
             "versions": system.environment().versions,
         }

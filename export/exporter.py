@@ -1,5 +1,8 @@
 """Exports the winner of a run: writes its files and compares their logits with PyTorch's on every test image."""
 
+import os
+import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -10,17 +13,23 @@ import torch
 from export import SERVED_BY, Artifact, parity
 from export.check import Check
 from export.formats import CALIBRATION_IMAGES, FORMATS, Format, NotPossible, Source
-from harness.config import Export, plugins
+from export.process import RuntimeProcess
+from export.runtimes import Unavailable
+from harness.config import Export
 from harness.data.batches import Normalizer
 from harness.data.dataset import load_dataset
 from harness.data.splits import Dataset, Split
-from harness.run import storage, system
+from harness.run import storage, system, trust
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Digest, ExportTiming, FileEntry, FileInput, Manifest, Mistakes
 from harness.run.progress import Progress
-from harness.run.records import WEIGHTS_FILE, TrialRecord
+from harness.run.provenance import network_files
+from harness.run.records import WEIGHTS_FILE, TrialRecord, read_correct
+from harness.run.trust import check_network_code
 from harness.stats.ranking import rank, winning_trial
 from harness.training.network import reference_network, restore_network
+
+SAME = 0.002  # share of test images that rounding may classify otherwise
 
 
 def export_winner(run: RunDirectory, settings: Export, progress: Progress) -> None:
@@ -33,15 +42,19 @@ def export_winner(run: RunDirectory, settings: Export, progress: Progress) -> No
     if not ranked:
         raise RuntimeError("no trial has finished: nothing to export")
     record = winning_trial(ranked[0], recorded.metric)
+    check_network_code(run, record)
     folder = run.exported_folder(record.id)
     if is_exported(folder, record, settings):
         progress.line(f"export: {folder.name} is already exported")
         return
     exporter = Exporter(run, record, settings, load_dataset(recorded.data_config), progress)
-    exporter.write_reference()
-    for kind in settings.formats:
-        exporter.write_format(kind)
-    exporter.finish()
+    try:
+        exporter.write_reference()
+        for kind in settings.formats:
+            exporter.write_format(kind)
+        exporter.finish()
+    finally:
+        exporter.close()
 
 
 class Exporter:
@@ -53,13 +66,20 @@ class Exporter:
         self.settings, self.data, self.progress = settings, data, progress
         self.trial = record.trial
         self.normalize = Normalizer(self.trial.normalization, torch.device("cpu"), "contiguous")
-        self.trained, self.folder = run.trial_folder(record.id), run.exported_folder(record.id)
+        self.record = record
+        self.process: RuntimeProcess | None = None
+        self.trained, self.final = run.trial_folder(record.id), run.exported_folder(record.id)
+        self.folder = run.path / f".export-{record.id}"  # moved when it is complete
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self.scratch = Path(tempfile.mkdtemp())
         self.pixels = data.test.images[data.test.rows]
         self.test, self.labels = self.normalized(data.test), labels_of(data.test)
         self.manifest = Manifest(
             id=record.id,
             config=record.config,
             weights_sha256=record.weights_sha256,
+            code=network_files(record.config["architecture"]),
             classes=list(data.classes),
             normalization=self.trial.normalization.model_dump(mode="json"),
             input_size=data.input_size,
@@ -89,10 +109,8 @@ class Exporter:
 
     def write_reference(self) -> None:
         """Write PyTorch's float64 logits of the test images, its most confident mistakes, and the weights."""
-        dtype, exact = (
-            torch.float64,
-            reference_network(self.network()),
-        )  # float32 rounding would count against the files
+        # The rounding of float32 would count against the files.
+        dtype, exact = torch.float64, reference_network(self.network())
         try:
             with torch.inference_mode():
                 exact(torch.from_numpy(self.test[:1]).double())
@@ -108,8 +126,7 @@ class Exporter:
         precision = str(dtype).removeprefix("torch.")
         counter = self.progress.counter(f"exporting: PyTorch's {precision} logits, images")
         self.reference = parity.predict_all(answer, self.test, counter)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "manifest.json").unlink(missing_ok=True)  # a manifest must describe existing files
+        self._check_accuracy(self.reference.argmax(1) == self.labels)
         storage.write_array(self.folder / "reference.npy", self.reference)
         sha256 = storage.sha256(self.folder / "reference.npy")
         self.manifest.reference = Digest.model_validate({"precision": precision, "sha256": sha256})
@@ -130,8 +147,7 @@ class Exporter:
         try:
             model, extra = made.make(self.source)
         except NotPossible as reason:
-            self.manifest.absent[kind] = str(reason)
-            self.progress.line(f"export: {kind} is absent: {reason}")
+            self._leave_out(kind, str(reason))
             return
         for uint8 in [False, True] if self.settings.uint8 else [False]:
             name = made.file(uint8)
@@ -142,36 +158,109 @@ class Exporter:
             self.manifest.files[name] = FileEntry.model_validate(entry.to_json() | extra)
             if made.kind == "onnx":
                 self.manifest.files[name].opset = self.settings.opset
-            self._check(name, made, uint8)
+            try:
+                self._check(name, made, uint8)
+            except (Unavailable, RuntimeError) as reason:
+                if kind == "onnx":
+                    raise RuntimeError(f"{name} cannot be checked: {reason}") from reason
+                self._leave_out(kind, f"its check failed: {reason}")
+                return
             started = time.perf_counter()
 
+    def _leave_out(self, kind: str, reason: str) -> None:
+        """Record why a format is absent; removes its files."""
+        for uint8 in (False, True):
+            name = FORMATS[kind].file(uint8)
+            self.manifest.files.pop(name, None)
+            (self.folder / name).unlink(missing_ok=True)
+        self.manifest.absent[kind] = reason
+        self.progress.line(f"export: {kind} is absent: {reason}")
+
     def _check(self, name: str, made: Format, uint8: bool) -> None:
-        """Compare the file's logits, in the runtime of its format, with the reference on every test image."""
-        artifact = Artifact(self.folder, self.manifest, name)
-        check = Check(artifact, SERVED_BY[made.kind], "cpu")
-        load = plugins.load("export.runtimes", check.runtime, "load")
-        predict = load(artifact, "cpu", torch.get_num_threads())
-        started = time.perf_counter()
-        images = self.pixels if uint8 else self.test
-        logits = parity.predict_all(predict, images, self.progress.counter(f"checking {name}, test images"))
+        """Compare the file's logits, in the runtime of its format, with the reference on every test image. The runtime
+        is in another process, which may crash.
+
+        Raises Unavailable or RuntimeError where it cannot be compared.
+        """
+        check = Check(Artifact(self.folder, self.manifest, name), SERVED_BY[made.kind], "cpu")
+        self.manifest.write(self.folder / "manifest.json")
+        self.progress.status(f"checking {name}, {len(self.labels):,} test images")
+        if self.process is None:
+            self.process = RuntimeProcess(torch.get_num_threads())
+        answers = self.scratch / "answers.npy"
+        try:
+            self.process.load(check, self._images(uint8))
+            seconds = self.process.ask("answers", to=str(answers), batch_size=parity.BATCH)["seconds"]
+        except Unavailable:
+            raise
+        except RuntimeError:
+            self.process.close()
+            self.process = None
+            raise
+        logits = np.load(answers)
         allowed = None if made.exact else self.settings.max_accuracy_drop
         found = parity.compare_logits(logits, self.reference, self.labels, allowed)
         storage.write_array(check.answers, logits)
-        check.store(found, time.perf_counter() - started)
+        check.store(found, seconds)
         self.manifest.files[name].parity = found.record()
         self.progress.line(f"export: {name}, {found}")
 
-    def finish(self) -> None:
-        """Remove files of other settings, write the manifest. Raises RuntimeError if a float32 file failed parity."""
-        for old in (*self.folder.glob("model*.onnx"), *self.folder.glob("model*.pt2")):
-            if old.name not in self.manifest.files:
-                old.unlink()
-        self.manifest.write(self.folder / "manifest.json")
-        if wrong := self.manifest.failed_parity():
-            where = self.folder / "manifest.json"
+    def _images(self, uint8: bool) -> Path:
+        """The .npy file of the test images."""
+        file = self.scratch / f"images{'_uint8' if uint8 else ''}.npy"
+        if not file.exists():
+            np.save(file, self.pixels if uint8 else self.test)
+        return file
+
+    def _check_accuracy(self, correct: npt.NDArray[np.bool_]) -> None:
+        """Raises RuntimeError where the network does not answer as the trained one did: it may be other code."""
+        before = read_correct(self.trained, self.record, len(correct))
+        differing = 0
+        if before is not None:
+            differing = int((before != correct).sum())
+        elif (recorded := self.record.metrics.test_accuracy) is not None:
+            differing = round(abs(recorded - float(correct.mean())) * len(correct))
+        if differing > max(2, SAME * len(correct)):
             raise RuntimeError(
-                f"{', '.join(wrong)}: logits differ from PyTorch's by more than the tolerance; see parity in {where}"
+                f"the network answers {differing:,} of {len(correct):,} test images otherwise than when it was "
+                "trained: its code, or the libraries that compute it, have changed; restore them, or give run=NEW"
             )
+
+    def finish(self) -> None:
+        """Put the files in the place of an earlier export's, the manifest last.
+
+        Raises RuntimeError if a float32 file failed parity; an earlier export then stays.
+        """
+        wrong = self.manifest.failed_parity()
+        self.manifest.write(self.folder / "manifest.json")
+        earlier = self.final / "manifest.json"
+        where = f"see parity in {earlier}"
+        if wrong and earlier.is_file():
+            where = "the earlier export stays"
+        else:
+            self._move()
+        if wrong:
+            raise RuntimeError(f"{', '.join(wrong)}: logits differ from PyTorch's by more than the tolerance; {where}")
+
+    def _move(self) -> None:
+        self.final.mkdir(parents=True, exist_ok=True)
+        (self.final / "manifest.json").unlink(missing_ok=True)  # a manifest must describe existing files
+        (self.final / "checks").mkdir(exist_ok=True)  # those of other runtimes stay
+        for old in (*self.final.glob("model*.onnx"), *self.final.glob("model*.pt2")):
+            old.unlink()
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name == "manifest.json"):
+            os.replace(path, self.final / path.relative_to(self.folder))
+        for name in self.manifest.files:
+            if name.endswith(".pt2"):
+                trust.remember(self.final / name)
+
+    def close(self) -> None:
+        """End the process of the checks; remove what is not finished."""
+        if self.process is not None:
+            self.process.close()
+        for folder in (self.folder, self.scratch):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _entry(self, path: Path, kind: str, precision: str, uint8: bool = False) -> FileEntry:
         side = self.data.input_size

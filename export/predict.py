@@ -5,21 +5,32 @@ classes and the normalisation. Several images: image=[FILE,FILE]. Images of anot
 """
 
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
 from export import SERVED_BY, Artifact
-from harness.config import BadInput, Strict, command_line
-from harness.run import storage
+from harness.config import BadInput, Normalization, Strict, command_line
+from harness.config.errors import shown
+from harness.config.trial import MOST_SECONDS, MOST_THREADS
+from harness.run import storage, trust
 from harness.run.manifest import Manifest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+MEMORY_BYTES = 4 << 30  # of the process that serves the model: room for a large network on a batch of images
 
 
 class Predict(Strict):
     model: Path = Field(description="exported file: .onnx or .safetensors, with manifest.json beside it")
     image: list[Path] = Field(description="one image, or [FILE,FILE,...]", min_length=1)
-    threads: int | None = Field(None, ge=1, description="CPU threads; default: one per usable core")
+    threads: int | None = Field(None, ge=1, le=MOST_THREADS, description="CPU threads; default: one per usable core")
+    seconds: float = Field(15.0, gt=0, le=MOST_SECONDS, description="limit for loading the model, and for all answers")
+    trust: bool = Field(False, description="run code that manifest.json names, and you have not; also a .pt2 file")
 
     @field_validator("image", mode="before")
     @classmethod
@@ -32,36 +43,71 @@ def predict_images(config: Predict) -> int:
     missing = [path for path in config.image if not path.is_file()]
     if missing:
         raise BadInput(f"image={missing[0]}: no such file; give the path of an image")
+    artifact = Artifact(config.model.absolute().parent, manifest, config.model.name)
+    if not storage.is_intact(artifact.path, artifact.entry.sha256):
+        raise BadInput(f"model={config.model}: its SHA-256 differs from manifest.json; export it again")
+    if artifact.entry.format not in SERVED_BY:
+        raise BadInput(f"model={config.model}: its format is {artifact.entry.format}; another version exported it")
+    for line in trust.check_exported(artifact.path, manifest, config.trust):
+        print(line, file=sys.stderr)
+    if artifact.entry.format == "torch":
+        trust.check_manifest_code(config.model, manifest)
 
     import numpy as np
 
-    from harness.config import plugins
     from harness.data.decoding import read_images
-    from harness.run import system
 
-    artifact = Artifact(config.model.absolute().parent, manifest, config.model.name)
-    if storage.sha256(artifact.path) != artifact.entry.sha256:
-        raise BadInput(f"model={config.model}: its SHA-256 differs from manifest.json; export it again")
-    side = manifest.input_size
-    images = read_images(config.image, side, "image")
+    images = read_images(config.image, manifest.input_size, "image")
     if artifact.entry.input.normalized:
-        normalization = manifest.normalization
-        mean, std = (np.asarray(normalization[name], np.float32) for name in ("mean", "std"))
+        normalization = Normalization.model_validate(manifest.normalization)
+        mean, std = (np.asarray(values, np.float32) for values in (normalization.mean, normalization.std))
         images = np.ascontiguousarray(((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2))
-    runtime = SERVED_BY[artifact.entry.format]
-    load = plugins.load("export.runtimes", runtime, "load")
-    logits = load(artifact, "cpu", config.threads or system.environment().cores)(images).astype(np.float64)
+    logits = _logits(artifact, images, config)
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
     for path, row in zip(config.image, probabilities, strict=True):
-        print(f"{path} {manifest.classes[row.argmax()]} {row.max():.4f}")
+        print(f"{shown(path)} {shown(manifest.classes[row.argmax()])} {row.max():.4f}")
     return 0
+
+
+def _logits(artifact: Artifact, images: "npt.NDArray[Any]", config: Predict) -> "npt.NDArray[np.float64]":
+    """The logits of images, from another process with limits. Raises BadInput where the file gives none."""
+    import numpy as np
+
+    from export.check import Check
+    from export.process import RuntimeProcess
+    from export.runtimes import Unavailable
+    from harness.run import system
+
+    threads = config.threads or system.environment().cores
+    check = Check(artifact, SERVED_BY[artifact.entry.format], "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        given, answers = Path(folder) / "images.npy", Path(folder) / "answers.npy"
+        np.save(given, images)
+        with RuntimeProcess(threads, memory_bytes=MEMORY_BYTES, seconds=config.seconds) as process:
+            try:
+                process.load(check, given)
+                process.ask("answers", to=str(answers), batch_size=100)
+            except (Unavailable, RuntimeError) as error:
+                way_out = (
+                    "export it again, or give more seconds" if "no answer within" in str(error) else "export it again"
+                )
+                raise BadInput(f"model={config.model}: it cannot be served: {error}; {way_out}") from error
+        logits: npt.NDArray[np.float64] = np.load(answers).astype(np.float64)
+    if logits.shape != (len(images), len(artifact.manifest.classes)):
+        wanted = [len(images), len(artifact.manifest.classes)]
+        raise BadInput(f"model={config.model}: it answers {list(logits.shape)}, not logits {wanted}; export it again")
+    if not np.isfinite(logits).all():
+        raise BadInput(f"model={config.model}: its logits are not finite numbers; export it again")
+    return logits
 
 
 def read_manifest(model: Path) -> Manifest:
     """The manifest beside an exported file. Raises BadInput where there is none or it does not list the file."""
     try:
         manifest = Manifest.read(model.parent / "manifest.json")
+    except BadInput:
+        raise
     except (OSError, ValueError) as error:
         raise BadInput(f"model={model}: no manifest.json beside it; give a file of a run's exported/<id>/") from error
     if model.name not in manifest.files or not model.is_file():

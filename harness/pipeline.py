@@ -23,7 +23,7 @@ from harness.search.checks import (
     run_record,
     some_trials,
 )
-from harness.search.resolution import Resolved, resolve
+from harness.search.resolution import Resolved, code_files_of, resolve
 from harness.search.trials import TrialGenerator
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def tune(
     return open_run(resolved.run)
 
 
-def export(run: Path | str, **settings: Any) -> dict[str, Path]:
+def export(run: Path | str, *, trust: bool = False, **settings: Any) -> dict[str, Path]:
     """Export the winner, as `python -m export` does; `settings`: the keys of `export.`; returns its files by name.
 
     Raises BadInput where `run` is not a run directory or is in use, RuntimeError where nothing has finished or parity
@@ -74,12 +74,12 @@ def export(run: Path | str, **settings: Any) -> dict[str, Path]:
     from harness.reporting.opened import open_run
 
     opened = open_run(run)
-    with _working_on(opened.directory) as progress:
+    with _working_on(opened.directory, trust) as progress:
         export_winner(opened.directory, Export.model_validate(settings), progress)
     return opened.files
 
 
-def benchmark(run: Path | str, **settings: Any) -> "OpenRun":
+def benchmark(run: Path | str, *, trust: bool = False, **settings: Any) -> "OpenRun":
     """Benchmark the export, as `python -m benchmarks` does; `settings`: the keys of `benchmark.`; returns the run.
 
     Raises BadInput where `run` is not a run directory, is in use, or the settings cannot be measured here, RuntimeError
@@ -89,16 +89,18 @@ def benchmark(run: Path | str, **settings: Any) -> "OpenRun":
     from harness.reporting.opened import open_run
 
     opened = open_run(run)
-    with _working_on(opened.directory) as progress:
+    with _working_on(opened.directory, trust) as progress:
         benchmark_exported(opened.directory, Benchmark.model_validate(settings), progress)
     return opened
 
 
 @contextlib.contextmanager
-def _working_on(run: "RunDirectory") -> "Iterator[Progress]":
+def _working_on(run: "RunDirectory", trust: bool) -> "Iterator[Progress]":
     from harness.run.progress import Progress
+    from harness.run.trust import check_run
 
     check_not_shadowed()
+    check_run(run, trust)
     progress = Progress(run.path / "run.log")
     with run.locked(), progress.live():
         yield progress
@@ -111,6 +113,7 @@ def run_stages(resolved: Resolved, command: str) -> int:
     Raises BadInput where a check fails.
     """
     from harness.data.dataset import load_dataset
+    from harness.run import trust
     from harness.run.directory import RunDirectory
     from harness.run.progress import Progress
 
@@ -120,6 +123,9 @@ def run_stages(resolved: Resolved, command: str) -> int:
     check_before_start(resolved, run, recorded)
     with progress.live():
         data = load_dataset(config.data, progress.counter("decoding images"))
+    named = code_files_of(resolved)
+    for line in trust.check_run(run, config.trust, named):
+        progress.line(line)
     with progress.live():
         progress.status("checking data and networks")
         generator, notes = check_all(resolved, run, data)
@@ -141,6 +147,8 @@ def run_stages(resolved: Resolved, command: str) -> int:
             Allocation.of(config.resources, nodes, 1)
         stack.enter_context(run.locked())
         _begin(generator, data, notes, run, command, progress)
+        for path in named:
+            trust.remember(Path(path))
         for stage in (stage for stage in STAGES if stage in config.stages):
             try:
                 with progress.live():

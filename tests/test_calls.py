@@ -176,7 +176,7 @@ class MadeUpProcess:
 
 def test_both_scopes_in_one_sitting(monkeypatch, tmp_path):
     """Each arm in each scope that it can, ratios within a scope, a recommendation for the first."""
-    monkeypatch.setattr(sitting_module, "RuntimeProcess", MadeUpProcess)
+    monkeypatch.setattr(sitting_module, "ArmProcess", MadeUpProcess)
     arms = []
     for name in (REFERENCE, "fast", "arrays alone"):
         artifact = SimpleNamespace(label=f"x/{name}.onnx")

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from benchmarks.inference import conditions, summary, verdict
-from benchmarks.inference.sitting import AGAIN, REFERENCE, Arm, RuntimeProcess, Sitting
+from benchmarks.inference.sitting import AGAIN, REFERENCE, Arm, ArmProcess, Sitting
 from export import Artifact
 from export.check import Check
 from export.parity import compare_logits
@@ -182,7 +182,7 @@ class ArmChecker:
             stored = arm.check.stored()
             if stored is None:
                 with (
-                    RuntimeProcess(arm, self.threads, self.images, self.log) as process,
+                    ArmProcess(arm, self.threads, self.images, self.log) as process,
                     tempfile.NamedTemporaryFile(suffix=".npy") as file,
                 ):
                     answered = process.ask("answers", to=file.name, batch_size=CHECK_BATCH)

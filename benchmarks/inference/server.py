@@ -1,28 +1,21 @@
 """python -m benchmarks.inference.server: one arm of the inference benchmark in its own process.
 
-Reads one request per line from standard input (JSON: `do`, a method's name, and its arguments) and replies to each with
-one line. Between requests it blocks in a read, so that it takes no time from the arm being timed. The reply is
-{"absent": reason} where the arm cannot do it, {"failed": error} where it raised; the log goes to standard error.
+Between requests it blocks in a read, so that it takes no time from the arm being timed.
 """
 
 import contextlib
 import gc
-import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.inference import calls
-from export import Artifact
-from export.runtimes import Unavailable
-from harness.config import plugins
-from harness.run import storage
-from harness.run.manifest import Manifest
+from export.artifact_server import ArtifactServer
+from harness.run.child import serve
 from harness.run.storage import Json
 
 WARM_UP_CALLS, WARM_UP_SECONDS = 2, 0.2  # at least
@@ -31,43 +24,22 @@ SETTLED = 0.1  # calls have settled if a block is faster than all before it by a
 ROTATED = 1024  # images that calls rotate through, at least
 
 
-class RuntimeServer:
+class RuntimeServer(ArtifactServer):
     """Serves one arm; each public method handles a request."""
 
     device = "cpu"
     held_bytes = peak_held_bytes = 0  # of GPU memory
 
     def load(self, folder: str, name: str, runtime: str, device: str, threads: int, images: str) -> Json:
-        """Load file `name` of `folder` into the runtime; `images` is the .npy file of its inputs.
-
-        Raises Unavailable where the file is not intact, fewer than `threads` cores are usable, or the runtime cannot.
-        """
-        artifact = Artifact(Path(folder), Manifest.read(Path(folder) / "manifest.json"), name)
-        self.images = np.load(images, mmap_mode="c")  # writable, as PyTorch wants its inputs
-        if storage.sha256(artifact.path) != artifact.entry.sha256:
-            raise Unavailable("its SHA-256 differs from manifest.json: export it again")
-        if usable_cores() < threads:
-            raise Unavailable(f"{threads} threads were asked for, and this process may use {usable_cores()} cores")
-        started = time.perf_counter()
-        self.predict: Any = plugins.load("export.runtimes", runtime, "load")(artifact, device, threads)
+        """As ArtifactServer does; calls the runtime once, and tells in which scopes it can be timed."""
+        told = super().load(folder, name, runtime, device, threads, images)
         if self.images.dtype == np.uint8:
-            self.predict = calls.to_labels(self.predict, artifact, device)
+            self.predict = calls.to_labels(self.predict, self.artifact, device)
         loaded = time.perf_counter()
-        self.artifact, self.runtime, self.device, self.threads = artifact, runtime, device, threads
         self.predict(np.ascontiguousarray(self.images[:2]))
-        told = {"load_seconds": loaded - started, "first_call_seconds": time.perf_counter() - loaded}
         on_device = device == "cuda" and hasattr(self.predict, "on_device")
-        return told | {"scopes": ["host", "device"] if on_device else ["host"]}
-
-    def answers(self, to: str, batch_size: int) -> Json:
-        """Write the logits [N, classes] of all images to the .npy file `to`."""
-        started = time.perf_counter()
-        found = [
-            self.predict(np.ascontiguousarray(self.images[i : i + batch_size]))
-            for i in range(0, len(self.images), batch_size)
-        ]
-        np.save(to, np.concatenate(found))
-        return {"seconds": time.perf_counter() - started}
+        scopes = ["host", "device"] if on_device else ["host"]
+        return told | {"first_call_seconds": time.perf_counter() - loaded, "scopes": scopes}
 
     def warm_up(self, batch_size: int, answers: str, scope: str = "host") -> Json:
         """Call with this batch size until compilation and caches no longer change the time of a call.
@@ -182,29 +154,9 @@ class RuntimeServer:
             self.peak_held_bytes = max(self.peak_held_bytes, self.held_bytes)
 
 
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def main() -> int:
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # keeps what libraries print out of the replies
     arm = RuntimeServer()
-    for line in sys.stdin:
-        request = json.loads(line)
-        method: Callable[..., Json] = getattr(arm, request.pop("do"))
-        try:
-            with arm.watching(request):
-                told = method(**request)
-        except Unavailable as reason:
-            told = {"absent": str(reason)}
-        except Exception as error:
-            import traceback
-
-            traceback.print_exc()
-            told = {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
-        print(json.dumps(told), file=answer, flush=True)
-    return 0
+    return serve(arm, arm.watching)
 
 
 if __name__ == "__main__":

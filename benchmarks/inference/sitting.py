@@ -5,11 +5,7 @@ while the other arms block in a read; the reference runs twice, under two names.
 """
 
 import contextlib
-import json
-import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,9 +16,9 @@ import numpy as np
 
 from benchmarks.inference import conditions, operators
 from export.check import Check
+from export.process import RuntimeProcess
 from export.runtimes import Unavailable
 from harness.config import Benchmark
-from harness.config.plugins import TOP
 from harness.run.manifest import ParityRecord
 from harness.run.storage import Json
 
@@ -48,64 +44,30 @@ class Arm:
     images_per_second: float = 0.0  # during the check
 
 
-class RuntimeProcess:
+class ArmProcess(RuntimeProcess):
     """A process that serves an arm; see benchmarks/inference/server.py."""
 
     def __init__(self, arm: Arm, threads: int, images: Path, log: Path):
-        path = os.pathsep.join([str(TOP), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.arm = arm
-        self.errors = log.open("a")
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "benchmarks.inference.server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)},
-        )
-        check = arm.check
+        with log.open("a") as errors:
+            super().__init__(threads, module="benchmarks.inference.server", errors=errors)
         try:
-            self.cold = self.ask(
-                "load",
-                folder=str(check.artifact.folder),
-                name=check.artifact.name,
-                runtime=check.runtime,
-                device=check.device,
-                threads=threads,
-                images=str(images),
-            )
+            self.cold = self.load(arm.check, images)
         except BaseException:
             self.close()
             raise
         self.scopes = self.cold.pop("scopes")  # in which the arm can be timed
 
     def ask(self, do: str, **request: Any) -> Json:
-        """The reply to a request. Raises Unavailable where the arm cannot do it, RuntimeError where it failed."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            print(json.dumps({"do": do, **request}), file=self.process.stdin, flush=True)
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.arm.name}: its process ended with exit code {self.process.wait()}")
-        told = json.loads(line)
-        if "absent" in told:
-            raise Unavailable(told["absent"])
-        if "failed" in told:
-            raise RuntimeError(f"{self.arm.name}: {told['failed']}")
-        return told
+        try:
+            return super().ask(do, **request)
+        except Unavailable:
+            raise
+        except RuntimeError as error:
+            raise RuntimeError(f"{self.arm.name}: {error}") from error
 
-    def __enter__(self) -> "RuntimeProcess":
+    def __enter__(self) -> "ArmProcess":
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.errors):
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()  # type: ignore[union-attr]
 
 
 @dataclass
@@ -124,13 +86,13 @@ class Sitting:
         order = random.Random(number)
         rows, profiled = list[Json](), list[Json]()
         with contextlib.ExitStack() as stack:
-            workers: dict[str, RuntimeProcess] = {}
+            workers: dict[str, ArmProcess] = {}
             arms = [arm for arm in self.arms if not arm.note]
             again = Arm(AGAIN, arms[0].check, arms[0].precision)
             for arm in order.sample([*arms, again], len(arms) + 1):
                 progress.status(f"{self._where(number)}: starting {arm.name}")
                 with self._leaving(workers, arm):
-                    worker = stack.enter_context(RuntimeProcess(arm, self.threads, self.images, self.log))
+                    worker = stack.enter_context(ArmProcess(arm, self.threads, self.images, self.log))
                     if not set(worker.scopes) & set(self.settings.scopes):
                         worker.close()
                         raise Unavailable("takes only host arrays")
@@ -149,7 +111,7 @@ class Sitting:
                 profiled += self._operators(workers[name])
         return rows, cold, profiled
 
-    def _operators(self, worker: RuntimeProcess) -> list[Json]:
+    def _operators(self, worker: ArmProcess) -> list[Json]:
         """Rows of inference_operators.csv, at the batch size that the recommendation targets."""
         batch_size, rows = self.settings.recommended_batch_size, []
         found = worker.ask("operators", batch_size=batch_size, calls=3)["operators"]
@@ -167,7 +129,7 @@ class Sitting:
         number: int,
         batch_size: int,
         scope: str,
-        workers: dict[str, RuntimeProcess],
+        workers: dict[str, ArmProcess],
         order: random.Random,
         progress: "Progress",
     ) -> list[Json]:
@@ -194,7 +156,7 @@ class Sitting:
         return rows
 
     @contextlib.contextmanager
-    def _leaving(self, workers: dict[str, RuntimeProcess], arm: Arm) -> Iterator[None]:
+    def _leaving(self, workers: dict[str, ArmProcess], arm: Arm) -> Iterator[None]:
         try:
             yield
         except (Unavailable, RuntimeError) as reason:
@@ -203,7 +165,7 @@ class Sitting:
             arm.note = f"not timed: {reason}"
             workers.pop(arm.name, None)
 
-    def _round(self, worker: RuntimeProcess, calls: int, batch_size: int, scope: str) -> Json:
+    def _round(self, worker: ArmProcess, calls: int, batch_size: int, scope: str) -> Json:
         arm, others, started = worker.arm, conditions.Others(), time.perf_counter()
         told = worker.ask("measure", calls=calls)
         foreign = others.cores(told["cores"], time.perf_counter() - started)
@@ -239,7 +201,7 @@ class Sitting:
         return total
 
 
-def highest_rate(worker: RuntimeProcess, latency_ms: float, seed: int) -> float:
+def highest_rate(worker: ArmProcess, latency_ms: float, seed: int) -> float:
     """The highest rate of randomly arriving images, per second, with a p90 latency of at most `latency_ms`; 0 if none.
 
     The rate is doubled while that holds, then bisected.

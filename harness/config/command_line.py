@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from harness import __version__
 from harness.config import BadInput, plugins
+from harness.config.errors import LONGEST, StorageError, shown
 from harness.config.keys import build_config, keys, nested, plugin_choices, read_values
 
 FLAGS = {
@@ -113,7 +114,7 @@ def run_command(
     except BadInput as error:
         if debug:
             traceback.print_exc()
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        _print_error(str(error))
         return 2
     except KeyboardInterrupt:
         for number in STOPPING:  # at exit the interpreter would restore the default handlers
@@ -123,9 +124,16 @@ def run_command(
     except Exception as error:
         if debug:
             traceback.print_exc()
-        reason = " ".join(str(error).split()) or "no message"
-        print(f"error: {type(error).__name__}: {reason}; run with --debug for a traceback", file=sys.stderr)
+        if isinstance(error, StorageError):
+            _print_error(f"{error}; free some space there, and run the same command again")
+        else:
+            _print_error(f"{type(error).__name__}: {error or 'no message'}; run with --debug for a traceback")
         return 1
+
+
+def _print_error(text: str) -> None:
+    line = shown(" ".join(text.split()), LONGEST - len("error: "))
+    print(f"error: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr)
 
 
 def check_not_shadowed() -> None:

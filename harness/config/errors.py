@@ -1,5 +1,22 @@
-"""The exception for errors that the user can fix."""
+"""The exceptions for errors that the user can fix, and how foreign text is shown on a terminal."""
 
 
 class BadInput(ValueError):
     """Bad input, found before any work starts; its one-line message says what to do. Commands exit with code 2."""
+
+
+class StorageError(OSError):
+    """The disk refuses a write: it is full, over quota or read-only, or the file is too large."""
+
+
+LONGEST = 300  # characters of an error
+
+
+def shown(text: object, longest: int | None = None) -> str:
+    """Text of unknown origin on one line: control characters and broken Unicode escaped, the middle left out where it
+    is longer than `longest`."""
+    one_line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    if longest is not None and len(one_line) > longest:
+        end = longest // 3
+        one_line = f"{one_line[: longest - end - 5]} ... {one_line[-end:]}"
+    return one_line

@@ -46,6 +46,8 @@ def read_values(texts: dict[str, str], model: type[BaseModel]) -> dict[str, Any]
     values: dict[str, Any] = {}
     for name, text in texts.items():
         parent, _, option = name.rpartition(".")
+        if name in known and get_origin(known[name].annotation) is dict and not isinstance(_read_text(text, Any), dict):
+            raise BadInput(f"{name}={text}: holds several values; give each as {name}.NAME=VALUE")
         if name in known:
             values[name] = _read_text(text, known[name].annotation)
         elif option and parent in known and get_origin(known[parent].annotation) is dict:
@@ -70,6 +72,8 @@ def _read_text(text: str, annotation: Any) -> Any:
     if annotation is Any:
         try:
             return json.loads(text.lower() if text.lower() in ("true", "false") else text)
+        except RecursionError as error:
+            raise BadInput(f"{text[:40]}...: is nested too deeply; give a simpler list") from error
         except ValueError:  # [conv1,bn1], a list without JSON's quotes, as for other keys
             return _read_items(text, Any) if re.fullmatch(r"\[[^\[\]]*\]", text) else text
     return text
@@ -87,6 +91,10 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
         branch = tree
         for parent in parents:
             branch = branch.setdefault(parent, {})
+            if not isinstance(branch, dict):
+                raise BadInput(f"{name}: {parent} is given as a whole too; leave one out")
+        if isinstance(branch.get(last), dict) and branch[last]:
+            raise BadInput(f"{name}: its parts are given too; leave one out")
         branch[last] = value
     return tree
 
@@ -113,6 +121,9 @@ def build_config(model: type[M], tree: dict[str, Any], where: str = "") -> M:
             raise BadInput(f"{where}{name}=: {name} is missing; give {name}=VALUE") from error
         subject = f"{name}={first['input']}" if not isinstance(first["input"], dict) else name
         known = next((key for key in keys(model) if key.name == name), None)
+        choices = re.findall(r"'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []
+        if close := difflib.get_close_matches(str(first["input"]), choices, n=1):
+            reason += f"; did you mean {close[0]}?"
         hint = f"; {plugin_choices(known)}" if known and known.folder else "; `--help` has types and ranges"
         others = len({_location(one["loc"], model) for one in error.errors()}) - 1
         more = f" (and {others} more)" if others else ""

@@ -5,7 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+# Larger values are mistakes: they would hang, or need more memory than there is.
+MOST_THREADS, MOST_SECONDS, MOST_SEED = 512, 1e8, 2**31 - 1
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Seconds = Annotated[float, Field(allow_inf_nan=False, le=MOST_SECONDS)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Channels = tuple[Finite, Finite, Finite]
 
@@ -23,10 +26,10 @@ class Strict(BaseModel):
 
 class Optimizer(Strict):
     name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="torch.optim's SGD, Adam or AdamW")
-    lr: Finite = Field(5e-2, gt=0, description="learning rate at the schedule's peak")
+    lr: Finite = Field(5e-2, gt=0, le=1e6, description="learning rate at the schedule's peak")
     momentum: Fraction = Field(0.0, description="sgd only; Adam's beta1 is 0.9")
     nesterov: bool = Field(False, description="Nesterov momentum, sgd only")
-    weight_decay: Finite = Field(0.0, ge=0, description="L2 for sgd and adam, decoupled for adamw")
+    weight_decay: Finite = Field(0.0, ge=0, le=1e6, description="L2 for sgd and adam, decoupled for adamw")
 
     @model_validator(mode="after")
     def _momentum_is_of_sgd(self) -> "Optimizer":
@@ -41,7 +44,9 @@ class Schedule(Strict):
     name: Literal["constant", "linear", "cosine", "one_cycle"] = Field(
         "constant", description="learning rate schedule; linear and cosine decay to 0"
     )
-    warmup_epochs: Finite = Field(0.0, ge=0, description="linear warm-up from 0 before the schedule (not one_cycle)")
+    warmup_epochs: Finite = Field(
+        0.0, ge=0, le=100_000, description="linear warm-up from 0 before the schedule (not one_cycle)"
+    )
 
 
 class Augmentation(Strict):
@@ -67,7 +72,7 @@ class Trial(Strict):
     architecture: str = plugin_field("architectures", "final")
     options: dict[str, Any] = Field(default_factory=dict, description="trial.options.NAME=VALUE: network option")
     epochs: int = Field(10, ge=1, le=100_000, description="upper limit; early_stop may end a trial sooner")
-    batch_size: int = Field(64, ge=1, description="the last partial batch of an epoch is dropped")
+    batch_size: int = Field(64, ge=1, le=1_000_000, description="the last partial batch of an epoch is dropped")
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     augmentation: Augmentation = Augmentation()
@@ -98,15 +103,20 @@ class Trial(Strict):
         "captured-eager: the whole step as one CUDA graph; captured: the same with the compiled network",
     )
     memory_format: Literal["auto", "channels_last", "contiguous"] = Field("auto", description="NHWC or NCHW in memory")
-    validations_per_epoch: int = Field(2, ge=1, description="evenly spaced, the last at the end of the epoch")
+    validations_per_epoch: int = Field(
+        2, ge=1, le=10_000, description="evenly spaced, the last at the end of the epoch"
+    )
     early_stop: int | None = Field(
-        None, ge=2, description="n: stop when the oldest of the last n validation losses is the lowest of them"
+        None,
+        ge=2,
+        le=1_000_000,
+        description="n: stop when the oldest of the last n validation losses is the lowest of them",
     )
     keep: Literal["best", "last"] = Field("best", description="weights kept: best validation accuracy, or last")
     cache_features: bool = Field(
         True, description="compute the features of frozen layers once, if there is no augmentation"
     )
-    checkpoint_seconds: float | None = Field(
+    checkpoint_seconds: Seconds | None = Field(
         30.0,
         ge=0,
         description="shortest time between checkpoints, which are written at the end of an epoch; none: no "
@@ -118,10 +128,12 @@ class Data(Strict):
     name: str = plugin_field("harness.data.datasets", "cifar10")
     root: Path | None = Field(None, description="folder of the files; cifar10 is downloaded there if absent")
     size: int | None = Field(None, ge=1, le=4096, description="images: resize to this side length in pixels")
-    limit: int | None = Field(None, ge=2, description="only the first n training images of each class")
-    classes: list[str] | None = Field(None, min_length=2, description="classes to use, in this order; default all")
+    limit: int | None = Field(None, ge=2, le=10**9, description="only the first n training images of each class")
+    classes: list[str] | None = Field(
+        None, min_length=2, max_length=100_000, description="classes to use, in this order; default all"
+    )
     validation: Fraction = Field(0.1, gt=0, description="fraction of each class's training images held out")
-    split_seed: int = Field(0, ge=0, description="draws the validation images")
+    split_seed: int = Field(0, ge=0, le=MOST_SEED, description="draws the validation images")
 
     @field_validator("root")
     @classmethod

@@ -25,12 +25,16 @@ class Inspect(StageConfig):
 def inspect_trial(config: Inspect) -> int:
     """Write the figures and print the predicted classes. Raises BadInput where the image or trial is missing."""
     from harness.run.directory import RunDirectory
+    from harness.run.trust import check_network_code, check_run
 
     run = RunDirectory.existing(config.run)
     if not config.image.is_file():
         raise BadInput(f"image={config.image}: no such file; give the path of an image")
     recorded = run.recorded()
+    for line in check_run(run, config.trust):
+        print(line)
     record = chosen(run, config.trial, recorded.metric)
+    check_network_code(run, record)
 
     import torch
 

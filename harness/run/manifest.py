@@ -74,11 +74,13 @@ class ExportTiming(JsonFile):
 
 
 class Manifest(JsonFile):
-    """`config`, `settings`, `environment` and `normalization` have the format of the version that exported."""
+    """`config`, `settings`, `environment` and `normalization` have the format of the version that exported; `code`:
+    digests of the network's files."""
 
     id: str
     config: Json
     weights_sha256: str | None
+    code: dict[str, str] = Field(default_factory=dict)
     classes: list[str]
     normalization: Json = Field(default_factory=dict)
     input_size: int

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from harness.run.storage import StorageError, storage_errors_of
+from harness.config.errors import StorageError, shown
+from harness.run.storage import storage_errors_of
 
 PLAIN_EVERY_SECONDS = 20.0
 
@@ -27,6 +28,7 @@ class Progress:
         self._last_plain = time.monotonic()
 
     def line(self, text: str) -> None:
+        text = shown(text)
         self.console.print(escape(text))
         self._append(f"{datetime.datetime.now().isoformat(timespec='seconds')} {text}\n")
 
@@ -40,7 +42,7 @@ class Progress:
         if self.log is None:
             return
         try:
-            with storage_errors_of(self.log), self.log.open("a") as file:
+            with storage_errors_of(self.log), self.log.open("a", encoding="utf-8") as file:
                 file.write(text)
         except StorageError as error:
             self._lost = error

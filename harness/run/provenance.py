@@ -45,6 +45,17 @@ def code_files(architecture: str, network: object = None) -> dict[str, str]:
     return {name: _digest_of_file(path, path.stat().st_mtime_ns) for name, path in sorted(files.items())}
 
 
+def network_files(architecture: str) -> dict[str, str]:
+    """Those of `code_files` that make the network, not its training."""
+    files = code_files(architecture)
+    return {name: digest for name, digest in files.items() if name.startswith(("architectures/", "user/"))}
+
+
+def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Names of the files that differ, are new or are gone."""
+    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+
+
 Roots = tuple[list[Path], Path]  # files, and the folder in which their imports are found
 
 

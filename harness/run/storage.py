@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.config import BadInput
+from harness.config.errors import StorageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 # A JSON object with arbitrary fields: a configuration, or fields of a later version.
 Json = dict[str, Any]
-
-
-class StorageError(OSError):
-    """The disk refuses a write: it is full, over quota or read-only, or the file is too large."""
 
 
 class Corrupt(ValueError):

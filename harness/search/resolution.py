@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.config import BadInput, Tune, plugins
 from harness.config.keys import build_config, flatten, merge, nested
-from harness.run import storage
+from harness.run import storage, trust
 from tune_spaces import Choice, Claim, Space
 
 
@@ -78,7 +78,9 @@ def resolve(values: Mapping[str, Any], own_space: Space | None = None) -> Resolv
     """
     if "space" not in values:
         raise BadInput(f"space=: is missing; give space=NAME, one of {', '.join(plugins.names('tune_spaces'))}")
-    space = load_space(values["space"]) if own_space is None else own_space
+    space = (
+        load_space(values["space"], str(values.get("trust", "")).lower() == "true") if own_space is None else own_space
+    )
     if values.get("trial.architecture", space.trial.get("architecture")) != space.trial.get("architecture"):
         space = _without_options(space)
     where = f"space={values['space']}: "
@@ -125,20 +127,20 @@ def _without(space: Space, pinned: Mapping[str, Any], config: Tune) -> Space:
     return dataclasses.replace(space, parameters=parameters)
 
 
-def load_space(name: str) -> Space:
+def load_space(name: str, trusted: bool = False) -> Space:
     """The SPACE of a named space or a FILE.py, or the configuration in a run's winner.json as a space of its own.
 
-    Raises BadInput where it is missing or not a Space.
+    Raises BadInput where it is missing or not a Space, or winner.json names code that is not `trusted`.
     """
     if name.endswith(".json"):
-        return _winner_space(Path(name).expanduser())
+        return _winner_space(Path(name).expanduser(), trusted)
     space = plugins.load("tune_spaces", name, "SPACE")
     if not isinstance(space, Space):
         raise BadInput(f"space={name}: SPACE is a {type(space).__name__}; make it a tune_spaces.Space")
     return space
 
 
-def _winner_space(path: Path) -> Space:
+def _winner_space(path: Path, trusted: bool) -> Space:
     try:
         found = storage.read_json(path)
         trial, data = dict(found["trial"]), dict(found["data"])
@@ -147,4 +149,16 @@ def _winner_space(path: Path) -> Space:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"is no winner.json of a run ({error})"
         hint = "give one that harness.tune has written; trial.KEY=VALUE changes its values, a space FILE.py has others"
         raise BadInput(f"space={path}: {reason}; {hint}") from error
+    trust.check_names([trial.get("architecture"), data.get("name")], path.name, trusted, f"space={path}")
     return Space(trial=flatten(trial, keep_lists=True) | options, data=flatten(data, keep_lists=True))
+
+
+def code_files_of(resolved: Resolved) -> list[str]:
+    """Absolute paths of the code files that the command line and its space name."""
+    key, config = "architecture", resolved.config
+    names = [config.trial.architecture, *(changes.get(key) for changes in resolved.space.variants.values())]
+    domain = resolved.space.parameters.get(key)
+    names += domain.values if isinstance(domain, Choice) else []
+    names += [config.data.name, config.space, *(config.benchmark.runtimes or [])]
+    files = {Path(str(name)).expanduser().absolute() for name in names if str(name).endswith(".py")}
+    return [str(path) for path in sorted(files) if path.is_file()]

@@ -13,11 +13,11 @@ from conftest import SMALL_RUN, SMALL_TRIAL, command
 
 from benchmarks import sweeps
 from harness.config import ReportConfig
+from harness.config.errors import StorageError
 from harness.report import report
 from harness.run import storage
 from harness.run.directory import RunDirectory
 from harness.run.progress import Progress
-from harness.run.storage import StorageError
 from harness.training.job import TrainingJob
 from harness.training.loop import train_job
 
