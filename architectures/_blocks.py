@@ -14,6 +14,15 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+def check_widths(widths: Sequence[int], hidden: Sequence[int]) -> None:
+    """Raises ValueError unless both are lists of integers above 0; `widths` must not be empty."""
+    for name, values in (("widths", widths), ("hidden", hidden)):
+        if not isinstance(values, list | tuple) or any(type(one) is not int or one < 1 for one in values):
+            raise ValueError(f"{name}={values}: give a list of integers above 0")
+    if not widths:
+        raise ValueError("widths=[]: give the filters of at least one convolution")
+
+
 def same_padding(kernel_size: int) -> int:
     """Padding that preserves height and width at stride 1: (K - 1) / 2. Raises ValueError unless K is odd."""
     if kernel_size < 1 or kernel_size % 2 == 0:
@@ -60,6 +69,7 @@ def single_convolution_blocks(
     dropout: float,
 ) -> nn.Sequential:
     """[convolution - 2x2 max pooling - dropout] once per width, then the classifier."""
+    check_widths(widths, hidden)
     layers: list[nn.Module] = []
     inputs = 3
     for width in widths:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from architectures._blocks import classifier, convolution, pooled_size
+from architectures._blocks import check_widths, classifier, convolution, pooled_size
 
 
 def build(
@@ -29,6 +29,9 @@ def build(
     """
     if batch_norm not in ("none", "first", "all"):
         raise ValueError(f"batch_norm={batch_norm}: choose none, first or all (convolutions of a block)")
+    if not isinstance(widths, list | tuple) or not all(isinstance(block, list | tuple) for block in widths):
+        raise ValueError(f"widths={widths}: give a list of lists, one per block")
+    check_widths([width for block in widths for width in block], hidden)
     layers: list[nn.Module] = []
     inputs = 3
     for block in widths:

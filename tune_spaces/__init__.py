@@ -24,8 +24,8 @@ class Uniform:
     high: float
 
     def __post_init__(self):
-        if not self.low < self.high:
-            raise ValueError(f"Uniform({self.low}, {self.high}): low must be less than high")
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(f"Uniform({self.low}, {self.high}): low must be less than high, both finite")
 
     def draw(self, generator: random.Random) -> float:
         return generator.uniform(self.low, self.high)
@@ -39,8 +39,8 @@ class LogUniform:
     high: float
 
     def __post_init__(self):
-        if not 0 < self.low < self.high:
-            raise ValueError(f"LogUniform({self.low}, {self.high}): needs 0 < low < high")
+        if not 0 < self.low < self.high < math.inf:
+            raise ValueError(f"LogUniform({self.low}, {self.high}): needs 0 < low < high, finite")
 
     def draw(self, generator: random.Random) -> float:
         return math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
@@ -54,6 +54,8 @@ class Integer:
     high: int
 
     def __post_init__(self):
+        if not (isinstance(self.low, int) and isinstance(self.high, int)):
+            raise ValueError(f"Integer({self.low}, {self.high}): give integers")
         if not self.low <= self.high:
             raise ValueError(f"Integer({self.low}, {self.high}): low must not be more than high")
 
@@ -72,8 +74,12 @@ class Choice:
     values: Sequence[Any]
 
     def __post_init__(self):
+        if isinstance(self.values, str) or not isinstance(self.values, Sequence):
+            raise ValueError(f"Choice({self.values!r}): give a list of values")
         if not self.values:
             raise ValueError("Choice([]): give at least one value")
+        # As in the records of trials, with which Optuna compares them.
+        object.__setattr__(self, "values", [_without_tuples(value) for value in self.values])
 
     def draw(self, generator: random.Random) -> Any:
         return generator.choice(self.values)
@@ -116,6 +122,10 @@ class Claim:
     def smallest(self) -> float:
         """The margin, or the smallest difference of interest."""
         return self.margin or self.of_interest or (0.02 if self.metric == "gap" else 0.005)
+
+
+def _without_tuples(value: Any) -> Any:
+    return [_without_tuples(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _without_prefix(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,9 @@ class Decoded:
 
 def dataset_identity(data: Data) -> str:
     """A text that identifies the files without decoding them. Raises BadInput where they are missing."""
-    return str(plugins.load("harness.data.datasets", data.name, "identity")(data))
+    identity = plugins.load("harness.data.datasets", data.name, "identity")
+    with _own_errors(data, "identity"):
+        return str(identity(data))
 
 
 def load_dataset(data: Data, progress: OnProgress | None = None) -> Dataset:
@@ -64,7 +66,11 @@ def load_dataset(data: Data, progress: OnProgress | None = None) -> Dataset:
             try:
                 if not folder.is_dir():
                     with _decoding(folder) as place:
-                        decoded = decode(data, progress or (lambda done, total: None))
+                        with _own_errors(data, "decode"):
+                            decoded = decode(data, progress or (lambda done, total: None))
+                        if not isinstance(decoded, Decoded):
+                            kind = type(decoded).__name__
+                            raise BadInput(f"data.name={data.name}: decode() returns a {kind}; return a Decoded")
                         check_arrays(decoded, f"data.name={data.name}")
                         _store(decoded, place)
                         os.replace(place, folder)
@@ -73,6 +79,17 @@ def load_dataset(data: Data, progress: OnProgress | None = None) -> Dataset:
     meta = json.loads((folder / "meta.json").read_text())
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
     return split_images(data, tuple(meta["classes"]), meta["sha256"], arrays, tuple(meta["notes"]))
+
+
+@contextlib.contextmanager
+def _own_errors(data: Data, function: str) -> Iterator[None]:
+    """Turn errors of a user's FILE.py into BadInput."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, BadInput) or not data.name.endswith(".py"):
+            raise
+        raise BadInput(f"data.name={data.name}: {function}() raises {type(error).__name__}: {error}; fix it") from error
 
 
 def dataset_of(decoded: Decoded, data: Data) -> Dataset:

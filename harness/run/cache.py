@@ -4,10 +4,19 @@ import os
 import platform
 from pathlib import Path
 
+from harness.config import BadInput
+
 
 def cache_folder(kind: str) -> Path:
-    """Folder where `kind` (datasets, compiled, plans) is cached for later runs of this user."""
-    return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "harness") / kind
+    """Folder where `kind` (datasets, compiled, plans) is cached for later runs of this user.
+
+    Raises BadInput where the user has no home directory.
+    """
+    given = os.environ.get("HARNESS_CACHE")
+    try:
+        return Path(given).absolute() / kind if given else Path.home() / ".cache" / "harness" / kind
+    except RuntimeError as error:
+        raise BadInput("HARNESS_CACHE=: this user has no home directory; set it to a folder for caches") from error
 
 
 def compiled_folder() -> Path:

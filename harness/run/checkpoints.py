@@ -22,14 +22,12 @@ def save_weights(path: Path, state: Mapping[str, "torch.Tensor"]) -> str:
 
 
 def load_weights(path: Path, expected_sha256: str | None = None) -> dict[str, "torch.Tensor"]:
-    """Read a state dict. Raises ValueError where the file's SHA-256 is not the expected one."""
-    from safetensors.torch import load
-
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
+    """Read a state dict. Raises ValueError where the file's SHA-256 is not the expected one, or it is no safetensors
+    file."""
+    found = sha256(path)
     if expected_sha256 is not None and found != expected_sha256:
         raise ValueError(f"{path}: SHA-256 is {found}, recorded was {expected_sha256}; the file is corrupt or replaced")
-    return load(content)
+    return _loaded(path)
 
 
 # A checkpoint's name has its sequence number and the first half of its SHA-256: finding the newest needs no clock, and
@@ -61,13 +59,36 @@ def save_checkpoint(folder: Path, sequence: int, tensors: Mapping[str, "torch.Te
 
 def load_checkpoint(path: Path) -> tuple[dict[str, "torch.Tensor"], Any]:
     """Read (tensors, `about`). Raises ValueError where the checkpoint is corrupt."""
-    from safetensors.torch import load
-
-    content = path.read_bytes()
-    if not _named(path, hashlib.sha256(content).hexdigest()):
+    if not _named(path, sha256(path)):
         raise ValueError(f"{path}: corrupt: its SHA-256 differs from the one in its name")
-    header = content[8 : 8 + int.from_bytes(content[:8], "little")]  # safetensors returns no metadata of bytes
-    return load(content), json.loads(json.loads(header)["__metadata__"]["about"])
+    try:
+        about = json.loads(_header(path)["__metadata__"]["about"])
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: corrupt: it is no checkpoint of this project") from error
+    return _loaded(path), about
+
+
+LARGEST_HEADER = 32 << 20  # bytes: about 300,000 tensors
+
+
+def _header(path: Path) -> Any:
+    """The JSON header of a safetensors file. Raises ValueError where it is none."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > LARGEST_HEADER:
+            raise ValueError(f"{path}: corrupt: its header has {size:,} bytes")
+        return json.loads(file.read(size))
+
+
+def _loaded(path: Path) -> dict[str, "torch.Tensor"]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    _header(path)
+    try:
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}  # not the file's own memory
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path}: is no safetensors file of this project ({error})") from error
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from harness.config import BadInput
 from harness.run import checkpoints, storage
 from harness.run.records import (
+    HISTORY_COLUMNS,
     HISTORY_FILE,
     TRIAL_FILE,
     WEIGHTS_FILE,
@@ -22,7 +23,7 @@ from harness.run.records import (
     read_trial,
 )
 from harness.run.system import environment
-from harness.run.tables import csv_text
+from harness.run.tables import csv_text, read_table
 
 if TYPE_CHECKING:
     import pandas
@@ -132,9 +133,14 @@ class RunDirectory:
         records = []
         for path in sorted((self.path / "trials").glob(f"*/{TRIAL_FILE}")):
             try:
-                records.append(read_trial(path.parent))
-            except storage.Corrupt:
+                record = read_trial(path.parent)
+            except (storage.Corrupt, OSError):
                 self.notice(f"{path}: is corrupt; the trial must run again")
+                continue
+            if record.id == path.parent.name:
+                records.append(record)
+            else:
+                self.notice(f"{path}: is of trial {record.id}; left out")
         return records
 
     def set_aside_corrupt(self) -> None:
@@ -151,9 +157,7 @@ class RunDirectory:
                     (folder / TRIAL_FILE).unlink(missing_ok=True)
 
     def history(self, trial_id: str) -> "pandas.DataFrame":
-        import pandas
-
-        return pandas.read_csv(self.trial_folder(trial_id) / HISTORY_FILE)
+        return read_table(self.trial_folder(trial_id) / HISTORY_FILE, HISTORY_COLUMNS)
 
     def write_winner(self, winner: TrialRecord) -> None:
         """Write the whole configuration of a trial and of its data, which `space=` takes to train it again."""
@@ -196,11 +200,24 @@ class RunDirectory:
             for other in set(folder.iterdir()) - set(checkpoints.checkpoint_files(folder)):
                 other.unlink()
 
+    def check_own(self) -> None:
+        """Raises BadInput where a file or folder of the run is a link: what it leads to must not be written."""
+        for folder, folders, files in os.walk(self.path):
+            for name in (*folders, *files):
+                path = Path(folder, name)
+                if path.is_symlink():
+                    raise BadInput(
+                        f"run={self.path}: {path.relative_to(self.path)} is a link; put what it leads to in its place, "
+                        "or give run=NEW"
+                    )
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the run. Raises BadInput where another process works on it; a killed process holds no lock."""
         from filelock import FileLock, Timeout
 
+        storage.check_writable(self.path, "run")
+        self.check_own()
         owner = self.path / OWNER
         with storage.storage_errors_of(owner):
             self.path.mkdir(parents=True, exist_ok=True)

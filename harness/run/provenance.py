@@ -46,9 +46,8 @@ def code_files(architecture: str, network: object = None) -> dict[str, str]:
 
 
 def network_files(architecture: str) -> dict[str, str]:
-    """Those of `code_files` that make the network, not its training."""
-    files = code_files(architecture)
-    return {name: digest for name, digest in files.items() if name.startswith(("architectures/", "user/"))}
+    """Those of `code_files` that are the user's: of this project's own networks the answers are compared alone."""
+    return {name: digest for name, digest in code_files(architecture).items() if name.startswith("user/")}
 
 
 def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -94,7 +96,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+            os.chmod(temporary, 0o666 & ~_umask())
             _check_taken(path.parent)
             os.replace(temporary, path)
         except BaseException:
@@ -102,7 +104,47 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             raise
 
 
+LARGEST_JSON = 64 << 20  # bytes
+LARGEST_TABLE = 256 << 20
+
+
+def read_file(path: Path, largest: int) -> bytes:
+    """The content of a regular file. Raises Corrupt where it is a pipe or device, or larger than `largest` bytes."""
+    check_regular(path, largest)
+    return path.read_bytes()
+
+
+def check_regular(path: Path, largest: int | None = None) -> None:
+    """Raises Corrupt where it is a pipe or device, or larger than `largest` bytes, OSError where it does not exist."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise Corrupt(f"{path}: is not a regular file")
+    if largest is not None and found.st_size > largest:
+        raise Corrupt(f"{path}: has {found.st_size:,} bytes, more than this project writes")
+
+
+def check_writable(path: Path, key: str) -> None:
+    """Raises BadInput where `path` cannot be made or written to: checked on the nearest folder that exists."""
+    place = path
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise BadInput(f"{key}={path}: {place} is not a folder; give another path")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise BadInput(f"{key}={path}: {place} is not writable for this user; give another path")
+    if (free := shutil.disk_usage(place).free) < LEAST_FREE:
+        raise BadInput(f"{key}={path}: {free / 2**20:.1f} MiB are free there; free some, or give another path")
+
+
+LEAST_FREE = 32 << 20  # bytes: less would fail at the first files
 _SEAL = b',\n  "sha256": "'
+
+
+@functools.cache
+def _umask() -> int:
+    mask = os.umask(0o077)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
@@ -112,14 +154,17 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def read_json(path: Path) -> Json:
-    """Read a file of `write_json`. Raises Corrupt where its SHA-256 does not match."""
-    content = path.read_bytes()
+    """Read a file of `write_json`. Raises Corrupt where it is none, or its SHA-256 does not match."""
+    content = read_file(path, LARGEST_JSON)
     body, _, seal = content.rpartition(_SEAL)
     if seal != hashlib.sha256(body).hexdigest().encode() + b'"\n}\n':
         raise Corrupt(f"{path}: SHA-256 mismatch: corrupt or edited")
-    value = json.loads(content)
-    del value["sha256"]
-    return dict(value)
+    try:
+        value = json.loads(content)
+        del value["sha256"]
+        return dict(value)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Corrupt(f"{path}: is no JSON object ({type(error).__name__})") from error
 
 
 class JsonFile(BaseModel):
@@ -156,6 +201,8 @@ def write_array(path: Path, values: "np.ndarray") -> None:
 
 
 def sha256(path: Path) -> str:
+    """SHA-256 of a regular file. Raises Corrupt where it is none."""
+    check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

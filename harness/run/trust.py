@@ -88,7 +88,7 @@ def check_network_code(run: "RunDirectory", record: "TrialRecord") -> None:
     """Raises BadInput where the files of a trial's network are not those that it was trained with."""
     architecture = record.config["architecture"]
     known = run.recorded().code.get(architecture, {})
-    before = {name: digest for name, digest in known.items() if name.startswith(("architectures/", "user/"))}
+    before = {name: digest for name, digest in known.items() if name.startswith("user/")}
     if before and (changed := changed_files(before, network_files(architecture))):
         raise BadInput(
             f"run={run.path}: {', '.join(changed[:5])} changed since trial {record.id} was trained: its weights belong "

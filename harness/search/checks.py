@@ -85,7 +85,8 @@ def check_before_start(resolved: Resolved, run: "RunDirectory", recorded: RunRec
     """Check what needs no decoded data and no started process. Raises BadInput where a check fails."""
     from harness.config import plugins
     from harness.data.dataset import dataset_identity
-    from harness.run import gpus, system
+    from harness.run import gpus, storage, system
+    from harness.run.cache import cache_folder
     from harness.run.directory import LOCK, OWNER
 
     config = resolved.config
@@ -100,6 +101,8 @@ def check_before_start(resolved: Resolved, run: "RunDirectory", recorded: RunRec
     before = recorded.weights if recorded else {}
     if changed := [file for file, digest in resolved.weights.items() if before.get(file, digest) != digest]:
         raise BadInput(f"run={run.path}: {changed[0]} changed since its trials started from it; give run=NEW")
+    storage.check_writable(run.path, "run")
+    storage.check_writable(cache_folder("datasets"), "HARNESS_CACHE")
     for name in config.benchmark.runtimes or []:
         plugins.source("export.runtimes", name)
     plugins.source("harness.data.datasets", config.data.name)
@@ -140,7 +143,8 @@ def check_trials(planner: "TrialGenerator", run: "RunDirectory") -> None:
     for record in run.trials():
         if trial_id(record.config, record.seed, planner.fingerprint) != record.id:
             raise BadInput(
-                f"run={run.path}: trial {record.id} was trained on other images; give run=NEW or restore the data"
+                f"run={run.path}: trial {record.id} is of other images or another version of this project, or was "
+                "edited: its id does not follow from its configuration; give run=NEW or restore the data"
             )
         name = record.variant
         if name in variants and planner.trial("search", variants[name], seed=record.seed).id != record.id:

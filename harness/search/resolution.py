@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config import BadInput, Tune, plugins
+from pydantic import ValidationError
+
+from harness.config import BadInput, Trial, Tune, plugins
 from harness.config.keys import build_config, flatten, merge, nested
 from harness.run import storage, trust
 from tune_spaces import Choice, Claim, Space
@@ -93,11 +95,29 @@ def resolve(values: Mapping[str, Any], own_space: Space | None = None) -> Resolv
     if address and "resources.address" not in given:
         given["resources.address"] = address
     config = build_config(Tune, merge(defaults, nested(given)))
+    _check_domains(space, config, where)
     own = flatten(config.trial.model_dump(mode="json", exclude={"options"}), keep_lists=True)
     options = config.trial.model_dump(mode="json")["options"]  # as recorded: tuples are lists
     own |= {f"options.{name}": value for name, value in options.items()}
     pinned = {key: own[key] for key in sorted(k.removeprefix("trial.") for k in given if k.startswith("trial."))}
     return Resolved(config, _without(space, pinned, config), pinned, own_space)
+
+
+def _check_domains(space: Space, config: Tune, where: str) -> None:
+    """Raises BadInput where a search could draw a value that its key does not take, however seldom."""
+    base = config.trial.model_dump(mode="json")
+    for key, domain in space.parameters.items():
+        values = domain.values if isinstance(domain, Choice) else (domain.low, domain.high)
+        for value in values:
+            if key == "architecture":
+                plugins.source("architectures", str(value))
+            try:
+                Trial.model_validate(merge(base, nested({key: value})))
+            except ValidationError as error:
+                wrong = [one for one in error.errors() if ".".join(map(str, one["loc"])).startswith(key)]
+                if wrong:  # others are of combinations
+                    reason = wrong[0]["msg"][0].lower() + wrong[0]["msg"][1:]
+                    raise BadInput(f"{where}parameters {key}={value}: {reason}; change it in the space") from error
 
 
 def _without_options(space: Space) -> Space:

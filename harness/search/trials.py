@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from harness.search.resolution import Resolved
 from harness.stats.sequential import SEEDS
 from tune_spaces import Choice, Integer
 
+MOST_TRIALS = 100_000  # of a grid
 CONFIRM_SEEDS_FROM = 1_000_000  # search seeds stay below: confirmation never repeats a draw of the search
 
 
@@ -141,6 +143,15 @@ class TrialGenerator:
         for key, domain in parameters.items():
             if not isinstance(domain, Choice | Integer):
                 raise BadInput(f"search.algorithm=grid: {key} is {domain}; a grid needs Choice or Integer, or pin it")
+        count = math.prod(
+            len(d.values) if isinstance(d, Choice) else d.high - d.low + 1
+            for d in parameters.values()
+            if isinstance(d, Choice | Integer)
+        )
+        if count > MOST_TRIALS:
+            raise BadInput(
+                f"search.algorithm=grid: {count:,} combinations, more than {MOST_TRIALS:,}; pin some, or use random"
+            )
         for values in itertools.product(*(d.values for d in parameters.values() if isinstance(d, Choice | Integer))):
             yield dict(zip(parameters, values, strict=True))
 

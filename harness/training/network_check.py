@@ -4,9 +4,12 @@ What would make a trial fail, or its result wrong, is bad input. What a trial do
 returned in words, and recorded.
 """
 
+import contextlib
 import copy
+import warnings
 from collections.abc import Iterator
 
+import psutil
 import torch
 from torch import nn
 
@@ -21,6 +24,7 @@ from harness.training.optimizers import takes_fused
 from harness.training.step import make_step
 
 IMAGES = 4
+COPIES = 4  # of the weights in a training: gradients, state of the optimiser, kept ones
 INDEPENDENT = 1e-3  # largest difference of a logit, relative to the largest one, that another batch may make
 FORGOTTEN = 0.25  # share of a batch norm's first statistics that may be left at the end of a training
 
@@ -31,12 +35,15 @@ def check_network(trial: Trial, data: Dataset) -> list[str]:
     Raises BadInput where it cannot be trained, or its answers would be wrong or depend on the batch.
     """
     torch.manual_seed(0)
+    _check_size(trial, data)
     try:
         network = build_network(trial, len(data.classes), data.input_size)
     except MemoryError as error:
         raise _bad(trial, "needs more memory than there is", "give a smaller network") from error
     if not any(p.requires_grad for p in network.parameters()):
         raise _bad(trial, "has no weights to train", "let build() return a network with parameters")
+    if empty := [name for name, one in network.named_parameters() if not one.numel()]:
+        raise _bad(trial, f"{empty[0]} has no elements: a layer has a width of 0", "give it a width")
     rows = torch.from_numpy(data.train.rows[: max(1, min(trial.batch_size, IMAGES))].copy())
     images = torch.from_numpy(data.train.images[rows.numpy()])
     part = DeviceSplit(images, torch.from_numpy(data.train.labels[rows.numpy()]), torch.arange(len(rows)))
@@ -49,6 +56,25 @@ def check_network(trial: Trial, data: Dataset) -> list[str]:
                 hint = "; or give trial.memory_format=auto" if trial.memory_format == "channels_last" else ""
                 raise _bad(trial, str(error), f"fix the network{hint}") from error
     raise AssertionError
+
+
+def _check_size(trial: Trial, data: Dataset) -> None:
+    """Raises BadInput where the weights need more memory than there is; they are not allocated for this."""
+    if "weights" in trial.options:  # they would be read twice
+        return
+    count = 0
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # a network may compute with its weights
+        warnings.simplefilter("ignore")
+        with torch.device("meta"):
+            network = build_network(trial, len(data.classes), data.input_size)
+        count = sum(p.numel() for p in network.parameters())
+    needed, available = COPIES * 4 * count, psutil.virtual_memory().available
+    if needed > available:
+        raise _bad(
+            trial,
+            f"{count:,} parameters need {needed / 2**30:.0f} GiB to train, {available / 2**30:.0f} GiB are free",
+            "give a smaller network",
+        )
 
 
 class _Fails(ValueError):
@@ -95,7 +121,7 @@ def _logits(network: nn.Module, inputs: torch.Tensor, classes: int, when: str) -
     shape = list(inputs.shape)
     try:
         logits = network(inputs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _Fails(f"fails {when} on images {shape}: {_first_line(error)}") from error
     if not isinstance(logits, torch.Tensor):
         raise _Fails(f"{when} it returns a {type(logits).__name__}, not logits {[len(inputs), classes]} as a tensor")
@@ -169,6 +195,6 @@ def _batch_norms(network: nn.Module, steps: int) -> Iterator[str]:
         )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:120]
