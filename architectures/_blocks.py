@@ -14,13 +14,15 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-def check_widths(widths: Sequence[int], hidden: Sequence[int]) -> None:
-    """Raises ValueError unless both are lists of integers above 0; `widths` must not be empty."""
+def check_sizes(widths: Sequence[int], hidden: Sequence[int], kernel_size: int, input_size: int) -> None:
+    """Raises ValueError unless the lists hold integers above 0, `widths` at least one, and the kernel fits an image."""
     for name, values in (("widths", widths), ("hidden", hidden)):
         if not isinstance(values, list | tuple) or any(type(one) is not int or one < 1 for one in values):
             raise ValueError(f"{name}={values}: give a list of integers above 0")
     if not widths:
         raise ValueError("widths=[]: give the filters of at least one convolution")
+    if kernel_size > input_size:
+        raise ValueError(f"kernel_size={kernel_size}: larger than the image of {input_size} pixels")
 
 
 def same_padding(kernel_size: int) -> int:
@@ -69,7 +71,7 @@ def single_convolution_blocks(
     dropout: float,
 ) -> nn.Sequential:
     """[convolution - 2x2 max pooling - dropout] once per width, then the classifier."""
-    check_widths(widths, hidden)
+    check_sizes(widths, hidden, kernel_size, input_size)
     layers: list[nn.Module] = []
     inputs = 3
     for width in widths:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from architectures._blocks import check_widths, classifier, convolution, pooled_size
+from architectures._blocks import check_sizes, classifier, convolution, pooled_size
 
 
 def build(
@@ -31,7 +31,7 @@ def build(
         raise ValueError(f"batch_norm={batch_norm}: choose none, first or all (convolutions of a block)")
     if not isinstance(widths, list | tuple) or not all(isinstance(block, list | tuple) for block in widths):
         raise ValueError(f"widths={widths}: give a list of lists, one per block")
-    check_widths([width for block in widths for width in block], hidden)
+    check_sizes([width for block in widths for width in block], hidden, kernel_size, input_size)
     layers: list[nn.Module] = []
     inputs = 3
     for block in widths:

@@ -11,16 +11,12 @@ from harness.config import BenchmarkConfig, command_line
 
 def benchmark_run(config: BenchmarkConfig) -> int:
     from benchmarks.inference.runner import benchmark_exported
-    from harness.run.directory import RunDirectory
     from harness.run.progress import Progress
-    from harness.run.trust import check_run
+    from harness.run.trust import trusted_run
 
-    run = RunDirectory.existing(config.run)
-    trusted = check_run(run, config.trust)
+    run = trusted_run(config.run, config.trust)
     progress = Progress(run.path / "run.log")
     with run.locked(), progress.live():
-        for line in trusted:
-            progress.line(line)
         benchmark_exported(run, config.benchmark, progress)
     progress.check_logged()
     return 0

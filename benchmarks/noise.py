@@ -56,14 +56,11 @@ def main(config: Noise) -> int:
     from harness.data.batches import Normalizer
     from harness.data.dataset import load_dataset
     from harness.run import storage, system
-    from harness.run.directory import RunDirectory
     from harness.run.manifest import Manifest
     from harness.run.progress import Progress
-    from harness.run.trust import check_run
+    from harness.run.trust import trusted_run
 
-    run = RunDirectory.existing(config.run)
-    for line in check_run(run, config.trust):
-        print(line)
+    run = trusted_run(config.run, config.trust)
     (file,) = list(run.path.glob("exported/*/manifest.json"))[:1]
     manifest = Manifest.read(file)
     artifact = Artifact(file.parent, manifest, config.file)

@@ -15,16 +15,12 @@ from harness.config import ExportConfig, command_line
 
 def export_run(config: ExportConfig) -> int:
     from export.exporter import export_winner
-    from harness.run.directory import RunDirectory
     from harness.run.progress import Progress
-    from harness.run.trust import check_run
+    from harness.run.trust import trusted_run
 
-    run = RunDirectory.existing(config.run)
-    trusted = check_run(run, config.trust)
+    run = trusted_run(config.run, config.trust)
     progress = Progress(run.path / "run.log")
     with run.locked(), progress.live():
-        for line in trusted:
-            progress.line(line)
         export_winner(run, config.export, progress)
     progress.check_logged()
     return 0

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class ArtifactServer:
             raise Unavailable("its SHA-256 differs from manifest.json: export it again")
         if usable_cores() < threads:
             raise Unavailable(f"{threads} threads were asked for, and this process may use {usable_cores()} cores")
+        if artifact.entry.format == "onnx":
+            refuse_external_data(artifact.path)
         started = time.perf_counter()
         self.predict: Any = plugins.load("export.runtimes", runtime, "load")(artifact, device, threads)
         self.artifact, self.runtime, self.device, self.threads = artifact, runtime, device, threads
@@ -43,6 +46,34 @@ class ArtifactServer:
         ]
         np.save(to, np.concatenate(found))
         return {"seconds": time.perf_counter() - started}
+
+
+def refuse_external_data(path: Path) -> None:
+    """Raises Unavailable where an ONNX file keeps weights in other files, which its digest does not cover."""
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise Unavailable(f"is no ONNX file ({type(error).__name__})") from error
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
+        raise Unavailable("has weights in other files, which its SHA-256 does not cover: save it as one file")
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """All tensors of a protobuf message, however deep."""
+    import onnx
+    from google.protobuf.message import Message
+
+    pending = [message]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, onnx.TensorProto):
+            yield one
+            continue
+        for field, value in one.ListFields():
+            if field.message_type is not None:
+                pending += [value] if isinstance(value, Message) else list(value)
 
 
 def usable_cores() -> int:

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from export import SERVED_BY, Artifact
 from harness.config import BadInput, Normalization, Strict, command_line
 from harness.config.errors import shown
+from harness.config.keys import build_config
 from harness.config.trial import MOST_SECONDS, MOST_THREADS
 from harness.run import storage, trust
 from harness.run.manifest import Manifest
@@ -59,7 +60,7 @@ def predict_images(config: Predict) -> int:
 
     images = read_images(config.image, manifest.input_size, "image")
     if artifact.entry.input.normalized:
-        normalization = Normalization.model_validate(manifest.normalization)
+        normalization = build_config(Normalization, manifest.normalization, f"model={config.model}: normalization.")
         mean, std = (np.asarray(values, np.float32) for values in (normalization.mean, normalization.std))
         images = np.ascontiguousarray(((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2))
     logits = _logits(artifact, images, config)
@@ -106,8 +107,8 @@ def read_manifest(model: Path) -> Manifest:
     """The manifest beside an exported file. Raises BadInput where there is none or it does not list the file."""
     try:
         manifest = Manifest.read(model.parent / "manifest.json")
-    except BadInput:
-        raise
+    except BadInput as error:
+        raise BadInput(f"model={model}: {error}") from error
     except (OSError, ValueError) as error:
         raise BadInput(f"model={model}: no manifest.json beside it; give a file of a run's exported/<id>/") from error
     if model.name not in manifest.files or not model.is_file():

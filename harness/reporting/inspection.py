@@ -24,15 +24,12 @@ class Inspect(StageConfig):
 
 def inspect_trial(config: Inspect) -> int:
     """Write the figures and print the predicted classes. Raises BadInput where the image or trial is missing."""
-    from harness.run.directory import RunDirectory
-    from harness.run.trust import check_network_code, check_run
+    from harness.run.trust import check_network_code, trusted_run
 
-    run = RunDirectory.existing(config.run)
+    run = trusted_run(config.run, config.trust)
     if not config.image.is_file():
         raise BadInput(f"image={config.image}: no such file; give the path of an image")
     recorded = run.recorded()
-    for line in check_run(run, config.trust):
-        print(line)
     record = chosen(run, config.trial, recorded.metric)
     check_network_code(run, record)
 

@@ -1,9 +1,10 @@
 """manifest.json: the files of an export, the network and data they come from, and their parity with PyTorch."""
 
 from math import nan
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from harness.run.storage import Json, JsonFile
 
@@ -81,9 +82,9 @@ class Manifest(JsonFile):
     config: Json
     weights_sha256: str | None
     code: dict[str, str] = Field(default_factory=dict)
-    classes: list[str]
+    classes: list[str] = Field(min_length=1)
     normalization: Json = Field(default_factory=dict)
-    input_size: int
+    input_size: int = Field(ge=1, le=4096)
     fingerprint: str = ""
     environment: Json = Field(default_factory=dict)
     settings: Json = Field(default_factory=dict)
@@ -94,6 +95,14 @@ class Manifest(JsonFile):
     torch_accuracy: float | None = None
     confusion: list[list[int]] = Field(default_factory=list)
     mistakes: Mistakes | None = None
+
+    @field_validator("files")
+    @classmethod
+    def _names(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in files:
+            if Path(name).name != name or name in ("", "..") or not name.isprintable():
+                raise ValueError(f"{name!r} is no name of a file")
+        return files
 
     def failed_parity(self) -> list[str]:
         """Names of float32 files whose logits differ from PyTorch's by more than parity allows."""

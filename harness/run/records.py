@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 
 from pydantic import Field
 
-from harness.config import Data, Trial
-from harness.config.keys import flatten
+from harness.config import BadInput, Data, Trial
+from harness.config.keys import build_config, flatten
 from harness.run import storage
 from harness.run.storage import Json, JsonFile
 from harness.run.tables import csv_text
@@ -125,7 +125,7 @@ class TrialRecord(JsonFile):
 
     @property
     def trial(self) -> Trial:
-        return Trial.model_validate(self.config)
+        return build_config(Trial, self.config, f"trial {self.id}: ")
 
     def row(self) -> Json:
         """A row of trials.csv: nested fields by dotted key; those of `config` have their command-line keys."""
@@ -220,11 +220,13 @@ class RunRecord(JsonFile):
 
     @property
     def metric(self) -> str:
-        return str(self.config["search"]["metric"])
+        with contextlib.suppress(KeyError, TypeError):
+            return str(self.config["search"]["metric"])
+        raise BadInput("run.json: its config has no search.metric; another version of this project wrote it")
 
     @property
     def data_config(self) -> Data:
-        return Data.model_validate(self.config["data"])
+        return build_config(Data, self.config.get("data", {}), "run.json: data.")
 
 
 class Recommendation(JsonFile):

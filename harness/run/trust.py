@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config import BadInput
+from harness.config.errors import shown
 from harness.run import storage
 from harness.run.cache import cache_folder
 from harness.run.manifest import Manifest
@@ -31,6 +32,19 @@ def remember(path: Path) -> None:
 def _mark(path: Path) -> Path:
     text = f"{path.resolve()}\0{storage.sha256(path)}"
     return cache_folder("trusted") / hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def trusted_run(path: Path, trust: bool) -> "RunDirectory":
+    """An existing run, for a command that executes code which the run names: prints what runs because of `trust`.
+
+    Raises BadInput where there is no run, or it names code that is not trusted.
+    """
+    from harness.run.directory import RunDirectory
+
+    run = RunDirectory.existing(path)
+    for line in check_run(run, trust):
+        print(shown(line))
+    return run
 
 
 def check_run(run: "RunDirectory", trust: bool, named: Collection[str] = ()) -> list[str]:
