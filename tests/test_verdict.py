@@ -152,3 +152,11 @@ def test_the_highest_rate_under_a_latency():
     assert 40 < found < 110  # never much above what the queue can do at all
     assert highest_rate(Queue(0.001), 50, 0) > 5 * found
     assert highest_rate(Queue(0.01), 5, 0) == 0
+
+
+@pytest.mark.parametrize(("noise", "replicates"), [(1.5, 3), (2.5, 5), (1.0, 2)])
+def test_nothing_is_recommended_from_an_interval_that_says_nothing(noise, replicates):
+    told = decided({REFERENCE: 1000, "fast": 3000}, noise=noise, replicates=replicates)
+    assert (told.ship, told.tied) == (None, [])
+    assert told.sentence.startswith("nothing is recommended: the speed of")
+    assert not told.settled

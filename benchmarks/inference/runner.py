@@ -29,7 +29,7 @@ from harness.run import storage, system
 from harness.run.directory import BENCHMARKED, RunDirectory
 from harness.run.manifest import Manifest
 from harness.run.progress import Progress, duration
-from harness.run.records import Recommendation
+from harness.run.records import Recommendation, is_chance
 from harness.run.storage import Json, JsonFile
 from harness.run.tables import csv_text
 from harness.stats.accuracy import Gate
@@ -104,6 +104,9 @@ def benchmark_exported(run: RunDirectory, settings: Benchmark, progress: Progres
         for look in looks_of(settings.replicates, REPLICATES):
             _measure(sitting, look.number or int(settings.replicates), state, run, progress)
             table, recommended = _judge(arms, settings, state, run, look)
+            if is_chance(manifest.torch_accuracy or 1.0, float(np.bincount(labels).max() / len(labels)), len(labels)):
+                recommended.ship, recommended.tied = None, []
+                recommended.sentence = "nothing is recommended: the network answers no better than chance"
             if settings.replicates == "auto":
                 known = "settled" if recommended.settled else "not settled"
                 progress.line(f"benchmark: {known} after {look.number} replicates which arms are fastest")

@@ -16,6 +16,7 @@ from harness.stats.shares import share_interval
 if TYPE_CHECKING:
     import pandas as pd
 
+NOISY = 3.0  # a ratio whose interval's ends differ by more says nothing
 OF_INTEREST = 1.05  # ratio of speeds: arms that differ by less are as good as each other
 
 
@@ -105,6 +106,14 @@ def _choose(
     found.ship = {k: None if v != v else v for k, v in rows[best].items()}  # JSON knows no NaN
     found.tied = [name for name in equal if name != best]
     found.reservation = reservations[best]
+    low, high = rows[best]["ratio_low"], rows[best]["ratio_high"]
+    if best != reference and low == low and high > NOISY * low:
+        found.ship, found.tied = None, []
+        found.sentence = (
+            f"nothing is recommended: the speed of {_fast(rows[best], reference)} is too uncertain; measure again on a "
+            "machine that does nothing else, or with more benchmark.replicates"
+        )
+        return
     sure = [name for name in names if not reservations[name]]
     found.sentence = f"ship {_fast(rows[best], reference)}, {_accurate(rows[best])}"
     if found.tied:

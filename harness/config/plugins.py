@@ -9,6 +9,7 @@ import difflib
 import functools
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -108,6 +109,7 @@ class Neighbours:
     def __init__(self, folder: Path):
         self.folder = folder
         self.own: dict[str, ModuleType] = {}  # those whose names collide
+        self._elsewhere: dict[str, bool] = {}
         for package in PACKAGES:  # once imported, no neighbour can take their place
             importlib.import_module(package)
 
@@ -128,20 +130,29 @@ class Neighbours:
             sys.modules.update(hidden)
 
     def _colliding(self) -> set[str]:
-        """Top-level names of imported modules from elsewhere that a module here has too."""
+        """Top-level names of modules from elsewhere, imported or only installed, that a module here has too."""
         found = set()
         for path in self.folder.iterdir():
             name = path.name.removesuffix(".py")
-            module = sys.modules.get(name)
-            if module is None or name in sys.stdlib_module_names or name in PACKAGES:
+            if name in sys.stdlib_module_names or name in PACKAGES or not name.isidentifier():
                 continue
+            module = sys.modules.get(name)
             file, places = getattr(module, "__file__", None), list(getattr(module, "__path__", []))
             is_here = any(Path(place).resolve() == path.resolve() for place in [*filter(None, [file]), *places[:1]])
             # A folder without __init__.py, a namespace package, gives way to any other module.
             is_module = path.suffix == ".py" or (path / "__init__.py").is_file() or (path.is_dir() and not file)
-            if is_module and not is_here:
+            elsewhere = self._installed(name) if module is None or is_here else not is_here
+            if is_module and elsewhere:
                 found.add(name)
         return found
+
+    def _installed(self, name: str) -> bool:
+        """Whether a module of that name would be imported from elsewhere, say by a library later on."""
+        if name not in self._elsewhere:
+            places = [place for place in sys.path if place != str(self.folder)]
+            spec = importlib.machinery.PathFinder.find_spec(name, places)
+            self._elsewhere[name] = spec is not None and spec.origin is not None
+        return self._elsewhere[name]
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function, updated=())

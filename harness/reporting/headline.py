@@ -19,6 +19,7 @@ from harness.stats.ranking import Ranked, without_success
 
 FEW_POINTS = 0.02  # a test set that leaves an accuracy more uncertain than this is said to be small
 FEW_IN_CLASS = 10
+WIDE = 0.5  # an interval of an accuracy that is wider says nothing
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def headline(
         chosen = "" if len(best.records) == 1 else f", the seed with the best {METRIC_NAMES[recorded.metric]}"
         facts["Exported trial"] = f"{manifest.id}{chosen}: test accuracy {measured(own, 'test_accuracy')} (test images)"
     if recommended is not None:
-        facts["Recommendation"] = recommended.sentence
+        at_chance = all(record.is_at_chance for record in best.records)
+        facts["Recommendation"] = "none: there is no winner" if at_chance else recommended.sentence
     reservations = [*ranking_reservations(ranked), *image_reservations(recorded), *_of_looks(recorded)]
     if lost:
         statuses = sorted({str(record.status) for own in lost.values() for record in own})
@@ -79,6 +81,12 @@ def headline(
 def best_sentence(ranked: Sequence[Ranked], metric: str, lost: int = 0) -> str:
     """Which configuration is best, and whether that is shown; `lost`: configurations whose trials all failed."""
     best, name = ranked[0], METRIC_NAMES[metric]
+    if all(record.is_at_chance for record in best.records):
+        level = percent(best.records[0].metrics.val_chance or 0.0)
+        return (
+            f"no winner: {best.name}, which comes first, answers no better than always the most frequent class "
+            f"({level} % of the validation images)"
+        )
     most = "lowest" if metric == "val_loss" else "highest"
     tied, worse = [one.name for one in ranked if one.tied], sum(one.is_worse for one in ranked)
     below = len(ranked) - 1 - len(tied) - worse + lost  # for their failed seeds
@@ -139,14 +147,23 @@ def ranking_reservations(ranked: Sequence[Ranked]) -> list[str]:
     found = []
     for one in ranked:
         if one.failed:
-            status = listed(sorted({record.status for record in one.failed}))
+            status = listed(sorted({_status(record) for record in one.failed}))
             of = len(one.failed) + len(one.records)
             where = "" if one is ranked[0] else ", which ranks it below configurations with fewer failed seeds"
             found.append(f"{len(one.failed)} of {counted(of, 'seed')} of {one.name} failed ({status}){where}")
     best = ranked[0].estimate
+    if best.n > 1 and best.high - best.low > WIDE:
+        ends = f"{percent(max(0.0, best.low))} to {percent(min(1.0, best.high))} %"
+        found.append(
+            f"the interval of {ranked[0].name} over {best.n} seeds, {ends}, says nothing: more seeds would narrow it"
+        )
     if best.n > 1 and best.low != best.low:
         found.append(f"the {best.n} seeds of {ranked[0].name} are alike, so how much seeds differ is unknown")
     return found
+
+
+def _status(record: TrialRecord) -> str:
+    return "at chance level" if record.is_at_chance else record.status
 
 
 def image_reservations(recorded: RunRecord) -> list[str]:

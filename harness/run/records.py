@@ -5,6 +5,7 @@ harness/run/manifest.py. Unknown fields, which a later version may add, survive 
 """
 
 import contextlib
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -44,7 +45,10 @@ HISTORY_COLUMNS = tuple(HistoryRow.__annotations__)
 
 
 class Metrics(JsonFile):
-    """Metrics of the kept weights, None where not measured; `epochs` trained, `macs`: multiply-adds per image."""
+    """Metrics of the kept weights, None where not measured; `epochs` trained, `macs`: multiply-adds per image.
+
+    `val_chance`: accuracy of always answering the most frequent class of the `val_images` validation images.
+    """
 
     val_accuracy: float | None = None
     val_loss: float | None = None
@@ -55,6 +59,8 @@ class Metrics(JsonFile):
     epochs: float | None = None
     parameters: int | None = None
     macs: int | None = None
+    val_chance: float | None = None
+    val_images: int | None = None
 
     def of(self, name: str) -> float:
         """A metric by name; `gap`: training minus test accuracy. Raises KeyError where it was not measured."""
@@ -64,6 +70,13 @@ class Metrics(JsonFile):
         if value is None:
             raise KeyError(f"{name} was not measured")
         return float(value)
+
+
+def is_chance(accuracy: float, chance: float, images: int) -> bool:
+    """Whether an accuracy over so many images is not above that of always answering the most frequent class: from 100
+    images on, by a one-sided test at 5 %."""
+    margin = 1.645 * math.sqrt(chance * (1 - chance) / images) if images >= 100 else 0.0
+    return accuracy <= chance + margin + 1e-9
 
 
 class Timing(JsonFile):
@@ -143,6 +156,14 @@ class TrialRecord(JsonFile):
     def is_failure(self) -> bool:
         """Whether the trial ended without a usable network: this counts against its configuration."""
         return self.status in ("diverged", "failed", "oom")
+
+    @property
+    def is_at_chance(self) -> bool:
+        """Whether the trial finished without having learned anything that validation shows."""
+        metrics = self.metrics
+        if self.status != "finished" or metrics.val_chance is None or metrics.val_accuracy is None:
+            return False
+        return is_chance(metrics.val_accuracy, metrics.val_chance, metrics.val_images or 0)
 
     @property
     def is_tested(self) -> bool:

@@ -33,7 +33,7 @@ from harness.training import execution
 from harness.training.compilation import forget_compiled
 from harness.training.evaluation import evaluate_test, record_test
 from harness.training.job import TrainingJob
-from harness.training.network import NetworkSummary, load_tensors, own_tensors
+from harness.training.network import load_tensors, own_tensors
 from harness.training.schedules import learning_rate_factor
 from harness.training.setup import TrainingSetup, derive, set_up, untrained_network
 from harness.training.timers import Timers
@@ -132,7 +132,7 @@ def _train(job: TrainingJob, record: TrialRecord, history: list[HistoryRow], tim
             kept.offer(row)
             for callback in job.callbacks:
                 callback(row)
-            record.metrics, record.timing = kept.metrics(row, setup.summary), Timing.model_validate(saved.timing)
+            record.metrics, record.timing = kept.metrics(row, setup), Timing.model_validate(saved.timing)
             yield row
 
     first_step = True
@@ -179,7 +179,7 @@ def _train(job: TrainingJob, record: TrialRecord, history: list[HistoryRow], tim
                 callback(row)
             if kept.offer(row):
                 kept.weights = {name: tensor.detach().clone() for name, tensor in own_tensors(network).items()}
-            record.metrics = kept.metrics(row, setup.summary)
+            record.metrics = kept.metrics(row, setup)
             _record_speed(record, timers, images_trained, trial.batch_size)
             for name, size in gpus.peak_memory(device).items():
                 setattr(record.environment, name, size)
@@ -253,7 +253,7 @@ class KeptWeights:
             self.row = row
         return better
 
-    def metrics(self, last: HistoryRow, summary: NetworkSummary) -> Metrics:
+    def metrics(self, last: HistoryRow, setup: TrainingSetup) -> Metrics:
         """Metrics of the kept weights, after training up to the `last` row."""
         assert self.row is not None
         return Metrics(
@@ -262,8 +262,10 @@ class KeptWeights:
             train_accuracy=self.row["train_accuracy"],
             train_loss=self.row["train_loss"],
             epochs=last["epoch"],
-            parameters=summary.parameters,
-            macs=summary.macs,
+            parameters=setup.summary.parameters,
+            macs=setup.summary.macs,
+            val_chance=setup.chance,
+            val_images=len(setup.validation.rows),
         )
 
 

@@ -32,7 +32,8 @@ from harness.training.timers import Timers
 @dataclass
 class TrainingSetup:
     """`training`, `validation`: images, or features of frozen layers. `validate_at`: 1-based steps of an epoch after
-    which the network is validated. `shape`: key of the compiled code, for execution.compiling."""
+    which the network is validated. `shape`: key of the compiled code, for execution.compiling. `chance`: share of the
+    most frequent class of the validation images."""
 
     device: torch.device
     plan: ExecutionPlan
@@ -47,6 +48,7 @@ class TrainingSetup:
     validate_at: set[int]
     checkpointer: Checkpointer
     shape: str
+    chance: float
 
 
 def set_up(job: TrainingJob, record: TrialRecord, timers: Timers) -> TrainingSetup:
@@ -93,7 +95,9 @@ def set_up(job: TrainingJob, record: TrialRecord, timers: Timers) -> TrainingSet
 
     steps_per_epoch, validate_at = steps_of_epoch(config, len(training.rows))
     processor = execution.processor_name(device)
+    counts = torch.bincount(validation.labels[validation.rows])
     return TrainingSetup(
+        chance=float(counts.max() / counts.sum()),
         device=device,
         plan=plan,
         data=data,
