@@ -111,6 +111,8 @@ def read_manifest(model: Path) -> Manifest:
         raise BadInput(f"model={model}: {error}") from error
     except (OSError, ValueError) as error:
         raise BadInput(f"model={model}: no manifest.json beside it; give a file of a run's exported/<id>/") from error
+    if len(manifest.classes) < 2:
+        raise BadInput(f"model={model}: manifest.json has no two classes; export it again")
     if model.name not in manifest.files or not model.is_file():
         known = ", ".join(manifest.files)
         raise BadInput(f"model={model}: no such exported file; choose one of {known}")

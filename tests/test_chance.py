@@ -4,8 +4,9 @@ import pytest
 from conftest import run_record, trial_record
 
 from harness.reporting.headline import headline
+from harness.run.chance import is_chance
 from harness.run.directory import RunDirectory
-from harness.run.records import Recommendation, is_chance
+from harness.run.recommendation import Recommendation
 from harness.stats.ranking import rank
 
 

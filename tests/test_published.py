@@ -16,7 +16,8 @@ from harness.reporting.results import findings_of, variants_of
 from harness.run import storage
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
-from harness.run.records import TRIAL_FILE, Recommendation, TrialRecord
+from harness.run.recommendation import Recommendation
+from harness.run.records import TRIAL_FILE, TrialRecord
 from harness.search.resolution import load_space, resolve
 from harness.stats.claims import judge_claims
 from harness.stats.intervals import Estimate, seeds_interval

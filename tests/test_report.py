@@ -11,6 +11,7 @@ from export.parity import compare_logits
 from harness.reporting import tables
 from harness.reporting.tables import Cell, Table
 from harness.reporting.words import trial_arguments
+from harness.run.directory import RunDirectory
 from harness.run.manifest import FileEntry, Manifest
 from harness.run.records import read_trial, write_trial
 
@@ -106,8 +107,18 @@ def test_texts_from_outside_are_inert_in_the_report(small_run, tmp_path):
     record = read_trial(folder)
     record.status, record.error = "failed", "<script>alert(1)</script>"
     write_trial(folder, record)
+    recorded = RunDirectory(run).recorded()
+    names = ["$a_{$", "<b>x</b>", *recorded.data.classes[2:]]
+    recorded.data.classes, recorded.data.notes = names, ["<img src=http://example.com/x>"]
+    RunDirectory(run)._configure(recorded)
+    for file in run.glob("exported/*/manifest.json"):
+        manifest = Manifest.read(file)
+        manifest.classes = names
+        manifest.write(file)
     done = command("-m", "harness.report", f"run={run}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     text = (run / "report" / "index.html").read_text()
     assert "<script>alert" not in text
     assert "&lt;script&gt;" in text
+    assert "<img src=http" not in text
+    assert "default-src 'none'" in text  # a browser loads nothing and runs nothing

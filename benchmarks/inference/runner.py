@@ -26,10 +26,11 @@ from harness.config import BadInput, Benchmark, Normalization, plugins
 from harness.data.batches import Normalizer
 from harness.data.dataset import load_dataset
 from harness.run import storage, system
+from harness.run.chance import is_chance
 from harness.run.directory import BENCHMARKED, RunDirectory
 from harness.run.manifest import Manifest
 from harness.run.progress import Progress, duration
-from harness.run.records import Recommendation, is_chance
+from harness.run.recommendation import Recommendation
 from harness.run.storage import Json, JsonFile
 from harness.run.tables import csv_text
 from harness.stats.accuracy import Gate

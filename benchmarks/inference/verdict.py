@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.inference.summary import compare_arms
 from harness.config import Benchmark
-from harness.run.records import Recommendation
+from harness.run.recommendation import Recommendation
 from harness.run.storage import Json
 from harness.stats.accuracy import Gate
 from harness.stats.comparison import Comparison

@@ -26,7 +26,7 @@ class Strict(BaseModel):
 
 class Optimizer(Strict):
     name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="torch.optim's SGD, Adam or AdamW")
-    lr: Finite = Field(5e-2, gt=0, le=1e6, description="learning rate at the schedule's peak")
+    lr: Finite = Field(5e-2, gt=0, le=1e30, description="learning rate at the schedule's peak")
     momentum: Fraction = Field(0.0, description="sgd only; Adam's beta1 is 0.9")
     nesterov: bool = Field(False, description="Nesterov momentum, sgd only")
     weight_decay: Finite = Field(0.0, ge=0, le=1e6, description="L2 for sgd and adam, decoupled for adamw")

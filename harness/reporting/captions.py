@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
-from harness.run.records import HISTORY_FILE, Recommendation, RunRecord, TrialRecord
+from harness.run.recommendation import Recommendation
+from harness.run.records import HISTORY_FILE, RunRecord, TrialRecord
 from harness.stats.claims import Finding
 from harness.stats.intervals import seeds_interval
 from harness.training.timers import KINDS

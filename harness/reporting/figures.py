@@ -19,6 +19,7 @@ from matplotlib.patheffects import withStroke
 from harness.training.timers import KINDS
 
 sns.set_theme(style="whitegrid", context="notebook", palette="colorblind", font_scale=0.9)
+matplotlib.rcParams["text.parse_math"] = False  # names of classes and variants are no formulas
 
 
 WIDTH = 7.5  # inches; the page shows them at most this wide

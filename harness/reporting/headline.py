@@ -10,7 +10,8 @@ from harness.reporting.words import METRIC_NAMES, changes, listed, measured, per
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
 from harness.run.progress import counted
-from harness.run.records import CORRECT_FILE, Recommendation, RunRecord, TrialRecord, read_correct
+from harness.run.recommendation import Recommendation
+from harness.run.records import CORRECT_FILE, RunRecord, TrialRecord, read_correct
 from harness.stats.accuracy import accuracy_interval
 from harness.stats.claims import REASONABLE, Finding
 from harness.stats.images import Correct, effective_images

@@ -10,7 +10,8 @@ from harness.reporting.tables import VariantRow
 from harness.run import storage
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
-from harness.run.records import Recommendation, RunRecord, TrialRecord
+from harness.run.recommendation import Recommendation
+from harness.run.records import RunRecord, TrialRecord
 from harness.stats.claims import Finding, judge_claims
 from harness.stats.ranking import Ranked, rank, winning_trial
 from harness.stats.sequential import is_planned, looks_of

@@ -157,7 +157,7 @@ class RunDirectory:
                     (folder / TRIAL_FILE).unlink(missing_ok=True)
 
     def history(self, trial_id: str) -> "pandas.DataFrame":
-        return read_table(self.trial_folder(trial_id) / HISTORY_FILE, HISTORY_COLUMNS)
+        return read_table(self.trial_folder(trial_id) / HISTORY_FILE, set(HISTORY_COLUMNS) - {"lr"})  # new in 0.3
 
     def write_winner(self, winner: TrialRecord) -> None:
         """Write the whole configuration of a trial and of its data, which `space=` takes to train it again."""

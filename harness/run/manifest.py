@@ -82,7 +82,7 @@ class Manifest(JsonFile):
     config: Json
     weights_sha256: str | None
     code: dict[str, str] = Field(default_factory=dict)
-    classes: list[str] = Field(min_length=1)
+    classes: list[str]
     normalization: Json = Field(default_factory=dict)
     input_size: int = Field(ge=1, le=4096)
     fingerprint: str = ""

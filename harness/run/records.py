@@ -1,11 +1,10 @@
 """The JSON and CSV files of a run as typed objects, read and written here.
 
-`trial.json` is a TrialRecord, `run.json` a RunRecord, `verdict.json` a Recommendation; manifest.json is in
-harness/run/manifest.py. Unknown fields, which a later version may add, survive reading and writing.
+`trial.json` is a TrialRecord, `run.json` a RunRecord; manifest.json is in harness/run/manifest.py, verdict.json in
+harness/run/recommendation.py. Unknown fields, which a later version may add, survive reading and writing.
 """
 
 import contextlib
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -15,6 +14,7 @@ from pydantic import Field
 from harness.config import BadInput, Data, Trial
 from harness.config.keys import build_config, flatten
 from harness.run import storage
+from harness.run.chance import is_chance
 from harness.run.storage import Json, JsonFile
 from harness.run.tables import csv_text
 
@@ -70,13 +70,6 @@ class Metrics(JsonFile):
         if value is None:
             raise KeyError(f"{name} was not measured")
         return float(value)
-
-
-def is_chance(accuracy: float, chance: float, images: int) -> bool:
-    """Whether an accuracy over so many images is not above that of always answering the most frequent class: from 100
-    images on, by a one-sided test at 5 %."""
-    margin = 1.645 * math.sqrt(chance * (1 - chance) / images) if images >= 100 else 0.0
-    return accuracy <= chance + margin + 1e-9
 
 
 class Timing(JsonFile):
@@ -248,31 +241,6 @@ class RunRecord(JsonFile):
     @property
     def data_config(self) -> Data:
         return build_config(Data, self.config.get("data", {}), "run.json: data.")
-
-
-class Recommendation(JsonFile):
-    """verdict.json: which file to ship in which runtime under the benchmark's constraints (`asked`).
-
-    `ship`: a row of inference_summary.csv, None where no arm meets the constraints; `tied`: arms not shown to be slower
-    than the fastest; `reservation`: what could not be shown about it; `noise`: the interval of the reference against
-    itself; `alpha`: error probability spent; `settled`: more replicates would not change what is tied.
-    """
-
-    id: str
-    batch_size: int
-    scope: str = ""
-    latency: str = ""
-    asked: str = ""
-    noise: list[float] = Field(default_factory=list)
-    ship: Json | None = None
-    tied: list[str] = Field(default_factory=list)
-    reservation: str = ""
-    replicates: int = 0
-    alpha: float = 0.05
-    settled: bool = False
-    sentence: str
-    warnings: list[str] = Field(default_factory=list)
-    environment: Json = Field(default_factory=dict)
 
 
 def write_trial(folder: Path, record: TrialRecord) -> TrialRecord:

@@ -95,9 +95,8 @@ def set_up(job: TrainingJob, record: TrialRecord, timers: Timers) -> TrainingSet
 
     steps_per_epoch, validate_at = steps_of_epoch(config, len(training.rows))
     processor = execution.processor_name(device)
-    counts = torch.bincount(validation.labels[validation.rows])
     return TrainingSetup(
-        chance=float(counts.max() / counts.sum()),
+        chance=_largest_class(validation),
         device=device,
         plan=plan,
         data=data,
@@ -112,6 +111,12 @@ def set_up(job: TrainingJob, record: TrialRecord, timers: Timers) -> TrainingSet
         checkpointer=_checkpointer(job, plan, data, code),
         shape=execution.shape_key(config, len(data.classes), data.input_size, processor, plan.threads),
     )
+
+
+def _largest_class(part: DeviceSplit) -> float:
+    """Share of the most frequent class of a split."""
+    counts = torch.bincount(part.labels[part.rows])
+    return float(counts.max() / counts.sum())
 
 
 def _images(job: TrainingJob, device: torch.device) -> tuple[Dataset, dict[str, DeviceSplit]]:
