@@ -134,7 +134,9 @@ CRASH = {
 }
 
 
-@pytest.mark.parametrize("kind", CRASH)
+@pytest.mark.parametrize(
+    "kind", ["onnxruntime crashes", *(pytest.param(n, marks=pytest.mark.slow) for n in [*CRASH][1:])]
+)
 def test_a_format_that_crashes_is_absent_and_the_others_are_there(kind, run, monkeypatch):
     from export import exporter
     from export.runtimes import Unavailable

@@ -94,6 +94,7 @@ def test_lines_in_a_pipe_are_plain(small_run):
     assert "best: " in output
 
 
+@pytest.mark.slow
 def test_the_same_command_runs_only_what_is_missing(small_run):
     run, _ = small_run
     before, digests = written(run), {p: storage.sha256(p) for p in run.glob("exported/*/**/*") if p.is_file()}
@@ -136,6 +137,7 @@ def test_records_of_another_version_are_left_alone(small_run, tmp_path):
         assert written(run) == before
 
 
+@pytest.mark.slow
 def test_results_go_on_without_their_weights(small_run, tmp_path):
     """Trials and their table alone, as results are passed on: nothing runs again, but what needs weights says so."""
     weights = shutil.ignore_patterns(WEIGHTS_FILE)
@@ -152,6 +154,7 @@ def test_results_go_on_without_their_weights(small_run, tmp_path):
     assert "the weights are missing; remove" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_variant_that_changed_is_refused(tmp_path):
     """Its earlier trials are another variant's; and trials of other images are none of this run's."""
     space = tmp_path / "space.py"

@@ -16,7 +16,7 @@ from harness.stats.shares import share_interval
 if TYPE_CHECKING:
     import pandas as pd
 
-NOISY = 3.0  # a ratio whose interval's ends differ by more says nothing
+NOISY = 3.0  # an interval around 1 whose ends differ by more says nothing
 OF_INTEREST = 1.05  # ratio of speeds: arms that differ by less are as good as each other
 
 
@@ -107,7 +107,7 @@ def _choose(
     found.tied = [name for name in equal if name != best]
     found.reservation = reservations[best]
     low, high = rows[best]["ratio_low"], rows[best]["ratio_high"]
-    if best != reference and low == low and high > NOISY * low:
+    if best != reference and low < 1 < high and high > NOISY * low:
         found.ship, found.tied = None, []
         found.sentence = (
             f"nothing is recommended: the speed of {_fast(rows[best], reference)} is too uncertain; measure again on a "
