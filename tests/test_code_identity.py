@@ -129,7 +129,6 @@ def exporter_correct(run: RunDirectory, record):
 
 CRASH = {
     "onnxruntime crashes": ("its process crashed (SIGSEGV)", "RuntimeError"),
-    "onnxruntime hangs": ("no answer within 3600 s", "RuntimeError"),
     "onnxruntime refuses the file": ("not implemented", "Unavailable"),
 }
 
