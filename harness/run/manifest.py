@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from harness.run.storage import Json, JsonFile
+from harness.run.storage import Json, JsonFile, Share
 
 
 class Interval(JsonFile):
@@ -23,10 +23,10 @@ class ParityRecord(JsonFile):
 
     `outcome`: passes, fails or too few images (empty in files of earlier versions)."""
 
-    images: int
-    accuracy: float
-    torch_accuracy: float
-    top1_agreement: float
+    images: int = Field(ge=1)
+    accuracy: Share
+    torch_accuracy: Share
+    top1_agreement: Share
     max_logit_difference: float
     disagreeing: list[int]
     lost: int = 0
@@ -92,7 +92,7 @@ class Manifest(JsonFile):
     absent: dict[str, str] = Field(default_factory=dict)
     timing: ExportTiming = Field(default_factory=ExportTiming)
     reference: Digest | None = None
-    torch_accuracy: float | None = None
+    torch_accuracy: Share | None = None
     confusion: list[list[int]] = Field(default_factory=list)
     mistakes: Mistakes | None = None
 

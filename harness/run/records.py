@@ -15,7 +15,7 @@ from harness.config import BadInput, Data, Trial
 from harness.config.keys import build_config, flatten
 from harness.run import storage
 from harness.run.chance import is_chance
-from harness.run.storage import Json, JsonFile
+from harness.run.storage import Json, JsonFile, Share
 from harness.run.tables import csv_text
 
 if TYPE_CHECKING:
@@ -50,17 +50,17 @@ class Metrics(JsonFile):
     `val_chance`: accuracy of always answering the most frequent class of the `val_images` validation images.
     """
 
-    val_accuracy: float | None = None
+    val_accuracy: Share | None = None
     val_loss: float | None = None
-    train_accuracy: float | None = None
+    train_accuracy: Share | None = None
     train_loss: float | None = None
-    test_accuracy: float | None = None
+    test_accuracy: Share | None = None
     test_loss: float | None = None
     epochs: float | None = None
     parameters: int | None = None
     macs: int | None = None
-    val_chance: float | None = None
-    val_images: int | None = None
+    val_chance: Share | None = None
+    val_images: int | None = Field(None, ge=1)
 
     def of(self, name: str) -> float:
         """A metric by name; `gap`: training minus test accuracy. Raises KeyError where it was not measured."""
@@ -177,9 +177,9 @@ class DataRecord(JsonFile):
     classes: list[str]
     fingerprint: str
     input_size: int
-    train: int
-    validation: int
-    test: int
+    train: int = Field(ge=1)
+    validation: int = Field(ge=1)
+    test: int = Field(ge=1)
     test_by_class: list[int] = Field(default_factory=list)
     validation_by_class: list[int] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
@@ -235,7 +235,8 @@ class RunRecord(JsonFile):
     @property
     def metric(self) -> str:
         with contextlib.suppress(KeyError, TypeError):
-            return str(self.config["search"]["metric"])
+            if (metric := self.config["search"]["metric"]) in ("val_accuracy", "val_loss"):
+                return str(metric)
         raise BadInput("run.json: its config has no search.metric; another version of this project wrote it")
 
     @property
@@ -254,7 +255,10 @@ def write_trial(folder: Path, record: TrialRecord) -> TrialRecord:
 
 def read_trial(folder: Path) -> TrialRecord:
     """Read the record of a trial that ended. Raises Corrupt, or BadInput where another version wrote it."""
-    return TrialRecord.read(folder / TRIAL_FILE)
+    found = TrialRecord.read(folder / TRIAL_FILE)
+    if found.status == "finished" and None in (found.metrics.val_accuracy, found.metrics.val_loss):
+        raise BadInput(f"{folder / TRIAL_FILE}: a finished trial without validation; another version wrote it")
+    return found
 
 
 def read_if_ended(folder: Path) -> TrialRecord | None:

@@ -13,9 +13,9 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.config import BadInput
 from harness.config.errors import StorageError
@@ -165,6 +165,9 @@ def read_json(path: Path) -> Json:
         return dict(value)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Corrupt(f"{path}: is no JSON object ({type(error).__name__})") from error
+
+
+Share = Annotated[float, Field(ge=0, le=1)]  # an accuracy
 
 
 class JsonFile(BaseModel):
