@@ -208,3 +208,13 @@ def build(num_classes):
 """
     with pytest.raises(BadInput, match=r"returns a (GoogLeNet|Inception)Outputs|fails in evaluation"):
         check_network(trial(tmp_path, text), data)
+
+
+@pytest.mark.parametrize("when", ["self.training", "not self.training", "True"])
+def test_a_network_that_hangs_is_refused(when, tmp_path, data, monkeypatch):
+    from harness.training import network_check
+
+    monkeypatch.setattr(network_check, "SECONDS", 0.5)
+    text = forward("import time", f"time.sleep(100 if {when} else 0)", PLAIN)
+    with pytest.raises(BadInput, match=r"take the network more than 0\.5 s: it hangs"):
+        check_network(trial(tmp_path, text), data)

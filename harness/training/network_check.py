@@ -6,6 +6,8 @@ returned in words, and recorded.
 
 import contextlib
 import copy
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -24,6 +26,7 @@ from harness.training.optimizers import takes_fused
 from harness.training.step import make_step
 
 IMAGES = 4
+SECONDS = 60.0  # for one network
 COPIES = 4  # of the weights in a training: gradients, state of the optimiser, kept ones
 INDEPENDENT = 1e-3  # largest difference of a logit, relative to the largest one, that another batch may make
 FORGOTTEN = 0.25  # share of a batch norm's first statistics that may be left at the end of a training
@@ -47,6 +50,11 @@ def check_network(trial: Trial, data: Dataset) -> list[str]:
     rows = torch.from_numpy(data.train.rows[: max(1, min(trial.batch_size, IMAGES))].copy())
     images = torch.from_numpy(data.train.images[rows.numpy()])
     part = DeviceSplit(images, torch.from_numpy(data.train.labels[rows.numpy()]), torch.arange(len(rows)))
+    with _time_limit():
+        return _on_devices(network, trial, part, data)
+
+
+def _on_devices(network: nn.Module, trial: Trial, part: DeviceSplit, data: Dataset) -> list[str]:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
         try:
@@ -75,6 +83,34 @@ def _check_size(trial: Trial, data: Dataset) -> None:
             f"{count:,} parameters need {needed / 2**30:.0f} GiB to train, {available / 2**30:.0f} GiB are free",
             "give a smaller network",
         )
+
+
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """Raises BadInput in the main thread where the block takes longer than SECONDS."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_number: int, _frame: object) -> None:
+        raise _TakesTooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    except _TakesTooLong as error:
+        raise BadInput(
+            f"trial.architecture: {IMAGES} images take the network more than {SECONDS:g} s: it hangs, or is far too "
+            "large; give another"
+        ) from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class _TakesTooLong(BaseException):
+    """Not an Exception, so that nothing in between handles it."""
 
 
 class _Fails(ValueError):

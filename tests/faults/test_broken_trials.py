@@ -15,9 +15,13 @@ HANGS = """
 import time
 from architectures.baseline import build as network
 def build(num_classes, input_size=32, hang=False):
-    net = network(num_classes, input_size=input_size, widths=(8, 16), hidden=(16,))
+    net, calls = network(num_classes, input_size=input_size, widths=(8, 16), hidden=(16,)), []
+    def hook(*_):
+        calls.append(net.training)
+        if sum(calls) > 16:  # not in the check of the network
+            time.sleep(1e6)
     if hang:
-        net.register_forward_hook(lambda *_: time.sleep(1e6) if net.training else None)
+        net.register_forward_hook(hook)
     return net
 """
 
