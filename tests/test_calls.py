@@ -58,7 +58,7 @@ def test_precision_as_found_in_the_file(run, name):
     assert conditions.found_precision(exported(run).parent / name) == entry["precision"]
 
 
-@pytest.mark.parametrize("uint8", [False, True])
+@pytest.mark.parametrize("uint8", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("runtime", ["torch_eager", "onnxruntime"])
 def test_a_call_with_tensors_answers_as_with_arrays(run, tmp_path, runtime, uint8):
     """Here the device is the CPU: the same code binds a GPU's memory."""
