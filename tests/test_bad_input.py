@@ -191,7 +191,7 @@ def as_user(number: int, *words: str, cwd: Path, home: bool = False, **environme
     """Run as another user id, without an account and without a home."""
     own = {name: value for name, value in os.environ.items() if home or name != "HOME"}
     return subprocess.run(
-        ["setpriv", f"--reuid={number}", "--clear-groups", sys.executable, *words],
+        ["setpriv", f"--reuid={number}", f"--regid={number}", "--clear-groups", sys.executable, *words],
         env={**own, **environment, "PYTHONPATH": str(TOP)},
         cwd=cwd,
         capture_output=True,

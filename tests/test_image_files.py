@@ -1,5 +1,4 @@
-"""Images as people have them: each kind is read rightly, or refused in one line that names the file; and the data check
-says what was skipped, converted, doubled or missing."""
+"""Image files as people have them: each kind is read rightly, or refused in one line that names the file."""
 
 import os
 import struct
@@ -7,38 +6,18 @@ import time
 
 import numpy as np
 import pytest
+from image_folders import load, made
 from PIL import Image
 
-from harness.config import BadInput, Data
+from harness.config import BadInput
 from harness.data import decoding
-from harness.data.dataset import load_dataset
 from harness.data.decoding import read_images
-from harness.data.splits import Dataset
 from harness.search.data_check import data_notes
-
-
-def made(root, classes=("cat", "dog"), count=12, side=8, seed=0):
-    """Class folders of random images, all different."""
-    generator = np.random.default_rng(seed)
-    for name in classes:
-        (root / name).mkdir(parents=True)
-        for number in range(count):
-            pixels = generator.integers(0, 255, (side, side, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{number:02}.png")
-    return root
 
 
 @pytest.fixture
 def root(tmp_path):
     return made(tmp_path / "data")
-
-
-def load(root, **values) -> Dataset:
-    return load_dataset(Data(name="images", root=root, **values))
-
-
-def notes(root, **values) -> str:
-    return "\n".join(data_notes(load(root, **values), None))
 
 
 def sixteen_bits(path, values):
