@@ -200,27 +200,41 @@ def as_user(number: int, *words: str, cwd: Path, home: bool = False, **environme
     )
 
 
+@pytest.fixture
+def place(tmp_path):
+    """A folder that every user may write to; skipped where another user cannot start this Python and this project."""
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    place = tmp_path / "place"
+    place.mkdir()
+    place.chmod(0o777)
+    try:
+        code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import harness.tune'], check=True)"
+        started = as_user(12345, "-c", code, cwd=place).returncode == 0
+    except OSError:
+        started = False
+    if not started:
+        pytest.skip("another user cannot start this Python, or not read this project")
+    return place
+
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
 
 
 @as_root
 @pytest.mark.slow
-def test_a_user_without_home_and_account(tmp_path):
+def test_a_user_without_home_and_account(place):
     """A clear line without a cache; with one, everything works."""
-    place = tmp_path_factory_of_all(tmp_path)
     done = as_user(12345, "-m", "harness.tune", QUICK, cwd=place, HARNESS_CACHE="")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "HARNESS_CACHE=: this user has no home directory; set it" in done.stderr
-    if not all(folder.stat().st_mode & 1 for folder in Path(sys.executable).resolve().parents):
-        pytest.skip("other users cannot start this Python")
     words = ("-m", "harness.tune", QUICK, "search.samples=1", "trial.epochs=1", "stages=[search,report]")
     done = as_user(12345, *words, cwd=place, HARNESS_CACHE=str(place / "cache"))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @as_root
-def test_a_folder_that_is_not_writable(tmp_path):
-    place = tmp_path_factory_of_all(tmp_path)
+def test_a_folder_that_is_not_writable(place):
     (place / "locked").mkdir(mode=0o555)
     cache = {"HARNESS_CACHE": str(place / "cache")}
     done = as_user(12345, "-m", "harness.tune", QUICK, f"run={place}/locked/run", cwd=place, **cache)
@@ -229,16 +243,6 @@ def test_a_folder_that_is_not_writable(tmp_path):
     done = as_user(12345, "-m", "harness.tune", QUICK, cwd=place, HARNESS_CACHE=str(place / "locked"))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "HARNESS_CACHE=" in done.stderr
-
-
-def tmp_path_factory_of_all(tmp_path: Path) -> Path:
-    """A folder that every user may write to."""
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
-    place = tmp_path / "place"
-    place.mkdir()
-    place.chmod(0o777)
-    return place
 
 
 def test_a_cache_that_is_a_file(tmp_path):

@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from conftest import TOP, command
 from PIL import Image
 
 from harness.config import BadInput, Data, plugins
@@ -273,3 +274,20 @@ def test_chosen_classes():
 def test_classes_that_cannot_be(classes, told):
     with pytest.raises(BadInput, match=told):
         load_dataset(Data(name="digits", classes=classes))
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_decodes_many_images(folder, tmp_path):
+    """Processes that run the script again would wait for the lock of their parent, which waits for them."""
+    script = f"""
+import harness.data.datasets.images as images
+from harness import Data, Trial, train
+images.IN_ONE_PROCESS, images.CHUNK = 1, 5
+options = {{"widths": [4], "hidden": [4], "kernel_size": 3}}
+trial = Trial(architecture="baseline", options=options, epochs=1, batch_size=4)
+print(train(trial, Data(name="images", root="{folder}")).status)
+"""
+    (tmp_path / "script.py").write_text(script)
+    cache = {"HARNESS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(TOP)}
+    done = command("script.py", cwd=tmp_path, timeout=60, **cache)
+    assert done.stdout == "finished\n", done.stderr

@@ -4,10 +4,12 @@ import textwrap
 
 import pytest
 import torch
+from conftest import command
 
 from harness.config import BadInput, Data, Trial
 from harness.data.dataset import load_dataset
 from harness.run import checkpoints
+from harness.run.manifest import Manifest
 from harness.training.job import TrainingJob
 from harness.training.loop import train_job
 from harness.training.network import build_network, load_tensors, own_tensors, restore_network, summarize_network
@@ -218,3 +220,28 @@ def test_a_network_that_hangs_is_refused(when, tmp_path, data, monkeypatch):
     text = forward("import time", f"time.sleep(100 if {when} else 0)", PLAIN)
     with pytest.raises(BadInput, match=r"take the network more than 0\.5 s: it hangs"):
         check_network(trial(tmp_path, text), data)
+
+
+WHOLE_WAY = ["view of a batch", "tied weights", "LSTM over rows", "float inside"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", WHOLE_WAY)
+def test_it_goes_the_whole_way(kind, tmp_path):
+    """Trained, exported, compared and measured: with the checks' word in the report."""
+    text, said = TRAINED[kind]
+    (tmp_path / "net.py").write_text(text)
+    (tmp_path / "space.py").write_text(
+        "from tune_spaces import Space\n"
+        "SPACE = Space(trial={'architecture': 'net.py', 'epochs': 8, 'batch_size': 16, 'optimizer.name': 'adam',"
+        " 'optimizer.lr': 1e-3}, data={'name': 'digits', 'limit': 40})\n"
+    )
+    quick = ["benchmark.replicates=2", "benchmark.rounds=1", "benchmark.batch_sizes=[8]", "export.formats=[onnx]"]
+    done = command("-m", "harness.tune", "space=space.py", "run=run", *quick, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert said in page
+    (file,) = (tmp_path / "run").glob("exported/*/manifest.json")
+    manifest = Manifest.read(file)
+    assert manifest.files["model.onnx"].parity.passed
+    assert manifest.reference.precision == ("float32" if kind == "float inside" else "float64")

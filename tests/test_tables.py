@@ -31,6 +31,16 @@ def test_files_follow_the_umask(tmp_path):
     assert command("-c", code, cwd=tmp_path, PYTHONPATH=str(TOP)).stdout == "0o600\n"
 
 
+def test_checkpoints_are_private(tmp_path):
+    import torch
+
+    from harness.run.checkpoints import save_checkpoint
+
+    save_checkpoint(tmp_path, 1, {"x": torch.zeros(2)}, {})
+    (path,) = tmp_path.iterdir()
+    assert oct(path.stat().st_mode & 0o777) == "0o600"
+
+
 def test_a_table_that_is_none_of_ours(run):
     """Of another content, or too large: one line that names it."""
     (record,) = run.trials()[:1]

@@ -50,7 +50,7 @@ def save_checkpoint(folder: Path, sequence: int, tensors: Mapping[str, "torch.Te
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = save(dense, {"about": json.dumps(about)})
     path = folder / f"checkpoint-{sequence:08d}-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
-    write_atomically(path, content)
+    write_atomically(path, content, private=True)
     if not _named(path, sha256(path)):
         raise OSError(f"{path}: verification failed: the file on disk differs from what was written")
     for old in checkpoint_files(folder)[2:]:

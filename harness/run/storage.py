@@ -81,8 +81,9 @@ def storage_errors_of(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: {os.strerror(error.errno).lower()}, {free} bytes free there") from error
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write to a temporary name beside `path`, flush to disk, rename.
+def write_atomically(path: Path, content: bytes | str, *, private: bool = False) -> None:
+    """Write to a temporary name beside `path`, flush to disk, rename. The permissions follow the umask; a `private`
+    file is for this user alone.
 
     Raises StorageError where the disk refuses, Superseded where another process has taken over the folder.
     """
@@ -96,7 +97,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
+            if not private:
+                os.chmod(temporary, 0o666 & ~_umask())
             _check_taken(path.parent)
             os.replace(temporary, path)
         except BaseException:

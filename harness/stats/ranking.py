@@ -81,6 +81,7 @@ def without_success(records: Sequence[TrialRecord]) -> dict[str, list[TrialRecor
 def _groups(records: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
     """Ended trials by configuration: the confirmed ones if any of these has finished, otherwise the searched ones."""
     ended = [r for r in records if r.status == "finished" or r.is_failure]
+    ended = [r for r in ended if r.is_failure or None not in (r.metrics.val_accuracy, r.metrics.val_loss)]
     confirmed = [r for r in ended if r.stage == "confirm"]
     if not any(r.status == "finished" for r in confirmed):
         confirmed = []

@@ -109,11 +109,11 @@ def _failures(root: Path, failed: dict[str, str]) -> str:
 def _notes(root: Path, parts: dict[str, Listing], found: Outcome) -> Iterator[str]:
     skipped = sum((listing.skipped for listing in parts.values()), Counter[str]())
     for reason, count in sorted(skipped.items()):
-        yield f"skipped: {count:,} {reason}"
+        yield f"skipped {reason}: {count:,}"
     for name in _siblings(root):
-        yield f"skipped: {name}/ beside {Path(_parts(root)['train']).name}/, which is no part of the data"
+        yield f"skipped {name}/ beside {Path(_parts(root)['train']).name}/, which is no part of the data"
     for kind, count in sorted(found.converted.items()):
-        yield f"converted: {count:,} images {'' if kind.startswith('turned') else 'with '}{kind}"
+        yield f"converted images {'' if kind.startswith('turned') else 'with '}{kind}: {count:,}"
     if found.largest is not None and found.largest < SIXTEEN_BITS // 4:
         yield (
             f"the largest value of all 16-bit grey images is {found.largest} of {SIXTEEN_BITS}: they become nearly "
