@@ -160,7 +160,7 @@ def test_compiled_code_that_is_corrupt(tmp_path):
     assert again.splitlines()[0] == next(iter(said)).splitlines()[0]
 
 
-STEPS = {"export": "exported/*/model.onnx", "benchmark": "inference.csv", "report": "report/figures/*.png"}
+STEPS = {"export": ".export-*/model.onnx", "benchmark": "inference.csv", "report": "report/figures/*.png"}
 
 
 @pytest.mark.slow
