@@ -94,10 +94,12 @@ def _logits(artifact: Artifact, images: "npt.NDArray[Any]", config: Predict) -> 
                     "export it again, or give more seconds" if "no answer within" in str(error) else "export it again"
                 )
                 raise BadInput(f"model={config.model}: it cannot be served: {error}; {way_out}") from error
-        logits: npt.NDArray[np.float64] = np.load(answers).astype(np.float64)
-    if logits.shape != (len(images), len(artifact.manifest.classes)):
-        wanted = [len(images), len(artifact.manifest.classes)]
-        raise BadInput(f"model={config.model}: it answers {list(logits.shape)}, not logits {wanted}; export it again")
+        found, wanted = np.load(answers, mmap_mode="r"), [len(images), len(artifact.manifest.classes)]
+        if list(found.shape) != wanted or found.dtype.kind != "f":
+            raise BadInput(
+                f"model={config.model}: it answers {list(found.shape)}, not logits {wanted}; export it again"
+            )
+        logits: npt.NDArray[np.float64] = np.array(found, np.float64)
     if not np.isfinite(logits).all():
         raise BadInput(f"model={config.model}: its logits are not finite numbers; export it again")
     return logits

@@ -14,6 +14,7 @@ def report(config: ReportConfig) -> int:
     from harness.run.progress import Progress
 
     run = RunDirectory.existing(config.run)
+    run.check_own()
     progress = Progress(run.path / "run.log")
     with progress.live():
         write_report(run, progress)

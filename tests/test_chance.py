@@ -44,8 +44,9 @@ def test_a_seed_at_chance_counts_as_failed():
     assert not second.tied
 
 
-def test_a_configuration_at_chance_is_no_candidate():
-    assert [one.name for one in rank([*of(1, [0.1, 0.1]), *of(2, [0.3, 0.31])])] == ["sample 2"]
+def test_a_configuration_at_chance_is_worse_by_its_mean():
+    first, second = rank([*of(1, [0.1, 0.1, 0.1]), *of(2, [0.3, 0.31, 0.32])])
+    assert (first.name, second.name, len(second.failed), second.is_worse) == ("sample 2", "sample 1", 0, True)
 
 
 def test_records_of_earlier_versions_have_no_level():

@@ -108,10 +108,22 @@ def test_copies_stay_in_one_split(tmp_path):
     data = load(root)
     digests = data.parts["train"][0]
     splits = [set(digests[split.rows].tolist()) for split in (data.train, data.validation, data.test)]
-    assert [len(one) for one in splits] == [48, 6, 6]
+    assert [len(one) for one in splits] == [50, 6, 4]
     assert not splits[0] & (splits[1] | splits[2])
     assert not splits[1] & splits[2]
     assert "240 of 300 train images repeat another one" in "\n".join(data_notes(data, None))
+
+
+def test_an_image_with_many_copies_does_not_fill_a_split(tmp_path):
+    """A placeholder, say: 60 of 160 images."""
+    root = made(tmp_path / "data", count=50)
+    for number in range(60):
+        Image.new("RGB", (8, 8), "grey").save(root / "cat" / f"none{number}.png")
+    data = load(root)
+    assert (len(data.validation), len(data.test)) == (16, 14)
+    digests = data.parts["train"][0]
+    for split in (data.validation, data.test):
+        assert len(set(digests[split.rows].tolist())) == len(split)
 
 
 def test_training_images_that_are_test_images_are_left_out(tmp_path):

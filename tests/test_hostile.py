@@ -1,10 +1,8 @@
 """Run directories, model folders and spaces that somebody else wrote, with valid digests: nothing in them executes
 code, is written or deleted outside, or takes the memory of the machine."""
 
-import contextlib
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -146,6 +144,60 @@ def test_a_foreign_winner_names_code(foreign, tmp_path):
     assert resolve({"space": str(foreign.winner_file), "trust": True}).config.trial.architecture.endswith("evil.py")
 
 
+@pytest.mark.parametrize("form", ["dotted", "nested", "weights", "data"])
+def test_a_foreign_winner_names_code_in_another_way(form, foreign, tmp_path):
+    from harness.search.resolution import resolve
+
+    evil = str(tmp_path / "evil.py")
+    changes = {
+        "dotted": lambda v: v["trial"].update({"trial.architecture": evil}),
+        "nested": lambda v: v["trial"].update({"trial": {"architecture": evil}}),
+        "weights": lambda v: v["trial"]["options"].update(weights=evil),
+        "data": lambda v: v["data"].update(name=evil),
+    }
+    edited(foreign.winner_file, changes[form])
+    with pytest.raises(BadInput, match=r"whose code would run|is no winner\.json of a run"):
+        resolve({"space": str(foreign.winner_file)})
+
+
+def test_a_compiled_file_under_another_name(foreign):
+    manifest, _ = parts(foreign)
+    edited(manifest, lambda v: v["files"]["model.onnx"].update(format="aoti"))
+    with pytest.raises(BadInput, match="has not the suffix of its format, aoti"):
+        Manifest.read(manifest)
+
+
+def test_a_variant_that_names_a_path_leaves_the_report_in_place(foreign, tmp_path):
+    from harness.reporting.figures import png, validation_curves
+    from harness.reporting.page import _written
+
+    (record,) = foreign.trials()[:1]
+    figure = validation_curves(foreign.history(record.id).assign(trial="a", group="a"))
+    _written(foreign, [("accuracy_x/../../../../victim/evil", "caption", figure)])
+    assert png(figure)
+    assert not list((tmp_path / "victim").glob("*.png"))
+    assert (foreign.path / "report" / "figures" / "accuracy_x_____________victim_evil.png").is_file()
+
+
+@pytest.mark.parametrize("module", ["harness.report", "harness.inspect"])
+@pytest.mark.parametrize("name", ["run.log", "report", "a pipe"])
+def test_commands_that_hold_no_lock_follow_no_link(name, module, foreign, tmp_path, monkeypatch, capsys):
+    import importlib
+    import sys
+
+    if name == "a pipe":
+        (foreign.path / "run.log").unlink()
+        os.mkfifo(foreign.path / "run.log")
+    else:
+        LINKS[name](foreign, tmp_path / "victim")
+    before = snapshot(tmp_path / "victim")
+    more = ["image=x.png"] if "inspect" in module else []
+    monkeypatch.setattr(sys, "argv", [module, f"run={foreign.path}", *more])
+    assert importlib.import_module(module).main() == 2
+    assert ("is a link" if name != "a pipe" else "is no file") in capsys.readouterr().err
+    assert snapshot(tmp_path / "victim") == before
+
+
 def linked_trial(run, victim):
     (folder,) = list((run.path / "trials").iterdir())[:1]
     shutil.rmtree(folder)
@@ -205,64 +257,3 @@ def test_files_of_a_manifest_are_names(name, foreign):
     edited(manifest, lambda v: v["files"].update({name: next(iter(v["files"].values()))}))
     with pytest.raises(BadInput, match="is no name of a file"):
         Manifest.read(manifest)
-
-
-# Files that a reader refuses, with less than a GiB of memory and in less than 20 s.
-def huge(path, size=200 << 20):
-    with path.open("wb") as file:
-        file.truncate(size)
-
-
-REFUSED_JSON = {
-    "of 200 MB": huge,
-    "empty": lambda p: p.write_bytes(b""),
-    "a list": lambda p: sealed(p, b"[\n  1"),
-    "nested": lambda p: sealed(p, b'{"a": ' + b"[" * 100_000 + b"]" * 100_000),
-    "not UTF-8": lambda p: sealed(p, b'{"a": "\xff"'),
-    "a FIFO": lambda p: (p.unlink(missing_ok=True), os.mkfifo(p)),
-    "a folder": lambda p: (p.unlink(missing_ok=True), p.mkdir()),
-    "a device": lambda p: (p.unlink(missing_ok=True), p.symlink_to("/dev/zero")),
-    "a link to nothing": lambda p: (p.unlink(missing_ok=True), p.symlink_to("/no/where")),
-    "NaN": lambda p: sealed(p, b'{"seed": NaN, "config": NaN, "status": NaN'),
-    "of numbers": lambda p: sealed(p, b'{"seed": 1, "config": 3, "status": 5'),
-    "of an unknown status": lambda p: sealed(p, b'{"seed": 1, "config": {}, "status": "won"'),
-}
-
-
-def sealed(path, body):
-    import hashlib
-
-    path.write_bytes(body + b',\n  "sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n')
-
-
-@pytest.mark.parametrize("kind", REFUSED_JSON)
-@pytest.mark.parametrize("file", ["trial.json", "run.json", "manifest.json", "verdict.json", "winner.json"])
-def test_json_that_is_none_of_ours(file, kind, foreign):
-    manifest, trial = parts(foreign)
-    path = {"trial.json": trial, "manifest.json": manifest}.get(file, foreign.path / file)
-    REFUSED_JSON[kind](path)
-    if file == "run.json":
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else None
-        (foreign.path / "run.copy.json").unlink()
-    started = time.monotonic()
-    read_all(foreign)
-    assert time.monotonic() - started < 20
-
-
-def read_all(run: RunDirectory) -> None:
-    """Read all that a command reads; nothing but BadInput, Corrupt or an absent file may come of it."""
-    from export.exporter import is_exported
-    from harness.config import Export
-    from harness.reporting.results import Results
-
-    for read in (
-        lambda: run.configuration(),
-        lambda: trust.check_run(run, False),
-        lambda: Results.of(run).headline,
-        lambda: [run.history(record.id) for record in run.trials()],
-        lambda: [is_exported(run.exported_folder(r.id), r, Export()) for r in run.trials()],
-        lambda: run.set_aside_corrupt(),
-    ):
-        if run.configuration_file.is_file():
-            with contextlib.suppress(BadInput, storage.Corrupt):
-                read()

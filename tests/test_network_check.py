@@ -82,6 +82,28 @@ REFUSED = {
     "sys.exit in build": ("import sys\ndef build(num_classes):\n    sys.exit(0)", "SystemExit(0)"),
     "sys.exit in the file": ("import sys\nsys.exit(0)", "cannot be loaded: SystemExit"),
     "an exception in build": ("def build(num_classes):\n    return {}['x']", "KeyError('x')"),
+    "a random tensor that is not saved": (
+        HEAD + "        self.register_buffer('mix', torch.randn(512, 512), persistent=False)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(F.relu(self.norm(self.conv(x))).flatten(1) @ self.mix)\n" + TAIL,
+        "a new network with the same weights answers otherwise",
+    ),
+    "a random order": (
+        HEAD + "        self.order = torch.randperm(512)\n    def forward(self, x):\n"
+        "        return self.head(F.relu(self.norm(self.conv(x))).flatten(1)[:, self.order])\n" + TAIL,
+        "a new network with the same weights answers otherwise",
+    ),
+    "a random number": (
+        HEAD.replace("import torch\n", "import random, torch\n", 1) + "        self.scale = random.random()\n"
+        "    def forward(self, x):\n        return self.head(self.scale * F.relu(self.conv(x)).flatten(1)) * 9\n"
+        + TAIL,
+        "a new network with the same weights answers otherwise",
+    ),
+    "lazy layers": (
+        "from torch import nn\ndef build(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))",
+        "has lazy layers",
+    ),
     "weights of another shape each time": (
         "import random\nfrom torch import nn\ndef build(num_classes):\n    width = random.randint(2, 10**6 // 4000)\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(3072, width), nn.Linear(width, num_classes))",
@@ -163,6 +185,12 @@ TRAINED = {
         forward(BODY, "return self.head(h) @ torch.eye(self.head.out_features)"), "cannot compute in float64"
     ),
     "slow batch norm": (with_norm("nn.BatchNorm2d(8, momentum=0.01)"), "keeps 8"),
+    "changes its input": (forward("x.mul_(2).sub_(1)", PLAIN), ""),
+    "weight norm": (HEAD + "        self.head = nn.utils.parametrizations.weight_norm(self.head)\n"
+                    "    def forward(self, x):\n"
+                    f"        {PLAIN}\n" + TAIL, ""),
+    "tensors kept by build": ("import functools, torch\n@functools.cache\ndef kept():\n    return torch.ones(512)\n"
+                              + forward(BODY, "return self.head(h * kept())"), ""),
     "a layer without use": (HEAD + f"        self.unused = nn.Linear(2, 2)\n    def forward(self, x):\n        {PLAIN}"
                             + TAIL, "2 parameters get no gradient, such as unused.weight"),
 }  # fmt: skip

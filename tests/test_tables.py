@@ -58,3 +58,15 @@ def test_a_table_that_is_none_of_ours(run):
         file.truncate(300 << 20)
     with pytest.raises(BadInput, match="is no table of this project"):
         run.history(record.id)
+
+
+def test_a_table_of_very_many_columns(run):
+    """Pandas would rename equal ones in quadratic time."""
+    history = next(run.path.glob("trials/*/history.csv"))
+    history.write_text(",".join(["a"] * 100_000) + "\n")
+    with pytest.raises(BadInput, match="more than 500 columns"):
+        run.history(history.parent.name)
+
+
+def test_no_name_of_a_column_is_a_formula():
+    assert csv_text(["=x"], [{"=x": 1}]) == "'=x\n1\n"

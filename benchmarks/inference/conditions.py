@@ -44,7 +44,7 @@ def found_precision(path: Path) -> str | None:
         return None
     import onnx
 
-    graph = onnx.load(path).graph
+    graph = onnx.load(path, load_external_data=False).graph
     if any(node.op_type in ("QuantizeLinear", "QLinearConv", "ConvInteger") for node in graph.node):
         return "int8"
     half = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}

@@ -105,7 +105,8 @@ def benchmark_exported(run: RunDirectory, settings: Benchmark, progress: Progres
         for look in looks_of(settings.replicates, REPLICATES):
             _measure(sitting, look.number or int(settings.replicates), state, run, progress)
             table, recommended = _judge(arms, settings, state, run, look)
-            if is_chance(manifest.torch_accuracy or 1.0, float(np.bincount(labels).max() / len(labels)), len(labels)):
+            accuracy = 1.0 if manifest.torch_accuracy is None else manifest.torch_accuracy
+            if is_chance(accuracy, float(np.bincount(labels).max() / len(labels)), len(labels)):
                 recommended.ship, recommended.tied = None, []
                 recommended.sentence = "nothing is recommended: the network answers no better than chance"
             if settings.replicates == "auto":

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-ORIENTATION = 0x0112  # EXIF tag
+ORIENTATION, PHOTOMETRIC = 0x0112, 262  # EXIF and TIFF tags
 EXIF_KEYS = ("exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp")  # of Pillow's info
 FROM_16_BITS = "16 bits per channel, scaled to 8"
 
@@ -102,6 +102,8 @@ def _rgb(path: str) -> "tuple[Image.Image, list[str], int | None]":
             kinds.append("several frames, of which the first is used")
         if any(";16" in str(tile[3]) for tile in getattr(opened, "tile", [])):
             kinds.append(FROM_16_BITS)
+        if opened.format == "PNG":
+            opened.load()  # its EXIF chunk may come after the pixels
         has_exif = opened.format == "TIFF" or any(name in opened.info for name in EXIF_KEYS)
         is_turned = has_exif and opened.getexif().get(ORIENTATION, 1) != 1
         opened.load()  # turns a TIFF
@@ -112,6 +114,8 @@ def _rgb(path: str) -> "tuple[Image.Image, list[str], int | None]":
         if image.mode == "F" or (image.mode == "I" and opened.format not in ("PNG", "PPM")):
             kind = "float" if image.mode == "F" else "32-bit or signed"
             raise ValueError(f"{kind} pixels have no fixed range; convert it to 8 or 16 bits")
+        if image.mode.startswith("I;16") and opened.format == "TIFF" and opened.tag_v2.get(PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+            raise ValueError("16-bit pixels of which 0 is white are not supported; convert it to 8 bits")
         if image.mode.startswith("I"):
             grey = np.asarray(image).astype(np.uint32)
             largest = int(grey.max())

@@ -131,6 +131,20 @@ def _chosen(
     return tuple(data.classes), renamed
 
 
+def _fitting(copies: npt.NDArray[np.int64], count: int) -> list[int]:
+    """Positions of the first images that together, with all of their `copies`, are not many more than `count`: one with
+    more copies than are still to be held out is left, lest a split is full of one image."""
+    found: list[int] = []
+    left = count
+    for position, own in enumerate(copies.tolist()):
+        if own <= left:
+            found.append(position)
+            left -= own
+        if left <= 0:
+            break
+    return found or [int(copies.argmin())]
+
+
 def _hold_out(
     labels: np.ndarray, digests: Digests, rows: np.ndarray, data: Data, purpose: str, classes: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -147,9 +161,8 @@ def _hold_out(
             )
         seed = hashlib.sha256(f"{data.split_seed} {purpose} {c}".encode()).digest()
         order = np.random.default_rng(list(seed)).permutation(own)
-        copies = counts[np.searchsorted(values, digests[order[:count]])]
-        enough = int(np.searchsorted(np.cumsum(copies), count)) + 1
-        chosen.append(order[:enough])
+        copies = counts[np.searchsorted(values, digests[order])]
+        chosen.append(order[_fitting(copies, count)])
     is_held = np.isin(digests[rows], digests[np.concatenate(chosen)])
     remaining, held = np.sort(rows[~is_held]), rows[is_held]
     _check_classes(data, classes, labels[remaining])

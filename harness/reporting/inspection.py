@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from harness.config import BadInput, StageConfig
+from harness.config import BadInput, StageConfig, errors
 
 if TYPE_CHECKING:
     import torch
@@ -56,9 +56,9 @@ def inspect_trial(config: Inspect) -> int:
     }
     for name, figure in shown.items():
         storage.write_atomically(folder / f"{name}.png", figures.png(figure))
-        print(folder / f"{name}.png")
+        print(errors.shown(folder / f"{name}.png"))
     for value, place in zip(*logits.softmax(0).topk(min(3, len(logits))), strict=True):
-        print(f"{data.classes[int(place)]} {float(value):.4f}")
+        print(f"{errors.shown(data.classes[int(place)], errors.LONGEST)} {float(value):.4f}")
     return 0
 
 

@@ -13,6 +13,7 @@ from harness.reporting.words import METRIC_NAMES, data_name, percent, space_name
 from harness.run import storage
 from harness.run.directory import RunDirectory
 from harness.run.records import RunRecord, TrialRecord
+from harness.run.tables import read_table
 from harness.stats.accuracy import change_interval
 from harness.stats.claims import Finding
 from harness.stats.images import image_margin
@@ -83,7 +84,8 @@ def _written(run: RunDirectory, shown: Iterable[tuple[str, str, "Figure"]]) -> d
     figures = {}
     for name, caption, figure in shown:
         picture = png(figure)
-        storage.write_atomically(run.path / "report" / "figures" / f"{name}.png", picture)
+        file = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)  # a variant's name may hold anything
+        storage.write_atomically(run.path / "report" / "figures" / f"{file}.png", picture)
         figures[name] = (caption, base64.b64encode(picture).decode())
     return figures
 
@@ -107,13 +109,11 @@ def image_note(run: RunDirectory, recorded: RunRecord, records: Sequence[TrialRe
 
 def _table(run: RunDirectory, name: str, winner: str | None) -> "pd.DataFrame | None":
     """The winner's rows of a benchmark table (a run may have measured earlier winners); None if absent or corrupt."""
-    import pandas as pd
-
     if winner is None or not (run.path / name).is_file():
         return None
     if not run.is_benchmark_intact(name):
         run.notice(f"{run.path / name}: is corrupt, or its benchmark is unfinished; left out")
         return None
-    table = pd.read_csv(run.path / name)
+    table = read_table(run.path / name, ["artifact"])
     table = table[table["artifact"].str.startswith(f"{winner}/")]
     return table if len(table) else None

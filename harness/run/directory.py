@@ -4,6 +4,7 @@ import contextlib
 import os
 import platform
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -201,15 +202,14 @@ class RunDirectory:
                 other.unlink()
 
     def check_own(self) -> None:
-        """Raises BadInput where a file or folder of the run is a link: what it leads to must not be written."""
+        """Raises BadInput where the run holds links or pipes: what they lead to must not be written, or would hang."""
         for folder, folders, files in os.walk(self.path):
             for name in (*folders, *files):
                 path = Path(folder, name)
-                if path.is_symlink():
-                    raise BadInput(
-                        f"run={self.path}: {path.relative_to(self.path)} is a link; put what it leads to in its place, "
-                        "or give run=NEW"
-                    )
+                mode = path.lstat().st_mode
+                if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                    kind = "a link; put what it leads to in its place" if stat.S_ISLNK(mode) else "no file; remove it"
+                    raise BadInput(f"run={self.path}: {path.relative_to(self.path)} is {kind}, or give run=NEW")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -102,6 +102,8 @@ class Manifest(JsonFile):
         for name in files:
             if Path(name).name != name or name in ("", "..") or not name.isprintable():
                 raise ValueError(f"{name!r} is no name of a file")
+            if (files[name].format == "aoti") != name.endswith(".pt2"):
+                raise ValueError(f"{name!r} has not the suffix of its format, {files[name].format}")
         return files
 
     def failed_parity(self) -> list[str]:

@@ -283,7 +283,10 @@ def read_correct(folder: Path, record: TrialRecord, images: int) -> "npt.NDArray
 
     if record.correct_sha256 is None or not storage.is_intact(folder / CORRECT_FILE, record.correct_sha256):
         return None
-    return np.unpackbits(np.load(folder / CORRECT_FILE), count=images).astype(bool)
+    packed = np.load(folder / CORRECT_FILE, mmap_mode="r")
+    if packed.dtype != np.uint8 or packed.shape != (-(-images // 8),):
+        return None
+    return np.unpackbits(packed, count=images).view(bool)
 
 
 def write_history(folder: Path, history: Iterable[Mapping[str, object]]) -> None:

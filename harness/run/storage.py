@@ -106,8 +106,8 @@ def write_atomically(path: Path, content: bytes | str, *, private: bool = False)
             raise
 
 
-LARGEST_JSON = 64 << 20  # bytes
-LARGEST_TABLE = 256 << 20
+LARGEST_JSON = 16 << 20  # bytes
+LARGEST_TABLE = 64 << 20
 
 
 def read_file(path: Path, largest: int) -> bytes:

@@ -34,9 +34,12 @@ def _is_number(text: str) -> bool:
 def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n", restval="")
-    writer.writeheader()
+    writer.writerow({name: _cell(name) for name in writer.fieldnames})
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+LONGEST_HEADER, MOST_COLUMNS = 1 << 16, 500  # bytes; columns
 
 
 def read_table(path: Path, columns: Iterable[str]) -> "pd.DataFrame":
@@ -45,6 +48,9 @@ def read_table(path: Path, columns: Iterable[str]) -> "pd.DataFrame":
 
     try:
         storage.check_regular(path, storage.LARGEST_TABLE)
+        with path.open("rb") as file:
+            if file.readline(LONGEST_HEADER).count(b",") > MOST_COLUMNS:  # pandas would take hours
+                raise ValueError(f"more than {MOST_COLUMNS} columns")
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise BadInput(

@@ -42,6 +42,7 @@ def trusted_run(path: Path, trust: bool) -> "RunDirectory":
     from harness.run.directory import RunDirectory
 
     run = RunDirectory.existing(path)
+    run.check_own()
     for line in check_run(run, trust):
         print(shown(line))
     return run
@@ -61,35 +62,36 @@ def check_run(run: "RunDirectory", trust: bool, named: Collection[str] = ()) -> 
             manifests.append((path, Manifest.read(path)))
         except (OSError, ValueError):  # whoever needs it says so
             continue
-    code = [(name, where) for name, where in found.items() if str(Path(name).expanduser().absolute()) not in named]
+    code = [
+        (name, where)
+        for name, where in found.items()
+        if name.endswith(".py") and str(Path(name).expanduser().absolute()) not in named
+    ]
     code += [one for path, manifest in manifests for one in _of_manifest(path, manifest) if one[0] not in named]
     return list(_lines(code, trust, f"run={run.path}"))
 
 
 def check_exported(file: Path, manifest: Manifest, trust: bool) -> list[str]:
     """The same for one exported file."""
-    kind = manifest.files[file.name].format
-    code = [one for one in _of_manifest(file.parent / "manifest.json", manifest) if kind == "torch"]
-    if kind == "aoti":
-        code = [(str(file), "manifest.json")]
+    wanted = {"torch": ".py", "aoti": file.name}.get(manifest.files[file.name].format)
+    code = [one for one in _of_manifest(file.parent / "manifest.json", manifest) if wanted and one[0].endswith(wanted)]
     return list(_lines(code, trust, f"model={file}"))
 
 
 def _of_manifest(path: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     where = f"{path.parent.name}/manifest.json"
-    yield str(manifest.config.get("architecture")), where
+    if (architecture := str(manifest.config.get("architecture"))).endswith(".py"):
+        yield architecture, where
     yield from ((str(path.parent / name), where) for name, entry in manifest.files.items() if entry.format == "aoti")
 
 
 def check_names(names: Iterable[object], where: str, trust: bool, subject: str) -> None:
-    """Raises BadInput where a file that is no run names code that is not trusted."""
+    """Raises BadInput where a file that is no run names files (code, or weights to start from) that are not trusted."""
     list(_lines([(str(name), where) for name in names], trust, subject))
 
 
 def _lines(code: list[tuple[str, str]], trust: bool, subject: str) -> Iterator[str]:
     for name, where in dict.fromkeys(code):
-        if not name.endswith((".py", ".pt2")):
-            continue
         path = Path(name).expanduser().absolute()
         if not path.is_file() or _mark(path).exists():
             continue

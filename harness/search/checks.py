@@ -147,6 +147,10 @@ def check_trials(planner: "TrialGenerator", run: "RunDirectory") -> None:
                 "edited: its id does not follow from its configuration; give run=NEW or restore the data"
             )
         name = record.variant
+        if not variants and planner.trial(record.stage, record.parameters, seed=record.seed).id != record.id:
+            raise BadInput(
+                f"run={run.path}: trial {record.id} was not trained with the parameters that it names; give run=NEW"
+            )
         if name in variants and planner.trial("search", variants[name], seed=record.seed).id != record.id:
             raise BadInput(
                 f"run={run.path}: variant {name} or the base was changed since trial {record.id} was trained; give "

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.config import BadInput, Trial, Tune, plugins
+from harness.config import BadInput, Data, Trial, Tune, plugins
 from harness.config.keys import build_config, flatten, merge, nested
 from harness.run import storage, trust
 from tune_spaces import Choice, Claim, Space
@@ -163,22 +163,26 @@ def load_space(name: str, trusted: bool = False) -> Space:
 def _winner_space(path: Path, trusted: bool) -> Space:
     try:
         found = storage.read_json(path)
-        trial, data = dict(found["trial"]), dict(found["data"])
-        options = {f"options.{key}": value for key, value in trial.pop("options", {}).items()}
+        trial, data = Trial.model_validate(found["trial"]), Data.model_validate(found["data"])
     except (OSError, storage.Corrupt, KeyError, TypeError, ValueError) as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"is no winner.json of a run ({error})"
         hint = "give one that harness.tune has written; trial.KEY=VALUE changes its values, a space FILE.py has others"
         raise BadInput(f"space={path}: {reason}; {hint}") from error
-    trust.check_names([trial.get("architecture"), data.get("name")], path.name, trusted, f"space={path}")
-    return Space(trial=flatten(trial, keep_lists=True) | options, data=flatten(data, keep_lists=True))
+    names = [name for name in (trial.architecture, data.name) if name.endswith(".py")]
+    weights = trial.options.get("weights")
+    names += [weights] if isinstance(weights, str) else []
+    trust.check_names(names, path.name, trusted, f"space={path}")
+    values = trial.model_dump(mode="json")
+    options = {f"options.{key}": value for key, value in values.pop("options").items()}
+    return Space(trial=flatten(values, keep_lists=True) | options, data=flatten(data.model_dump(mode="json")))
 
 
 def code_files_of(resolved: Resolved) -> list[str]:
-    """Absolute paths of the code files that the command line and its space name."""
+    """Absolute paths of the files that the command line and its space name: code, and weights to start from."""
     key, config = "architecture", resolved.config
     names = [config.trial.architecture, *(changes.get(key) for changes in resolved.space.variants.values())]
     domain = resolved.space.parameters.get(key)
     names += domain.values if isinstance(domain, Choice) else []
     names += [config.data.name, config.space, *(config.benchmark.runtimes or [])]
     files = {Path(str(name)).expanduser().absolute() for name in names if str(name).endswith(".py")}
-    return [str(path) for path in sorted(files) if path.is_file()]
+    return [*(str(path) for path in sorted(files) if path.is_file()), *resolved.weights]

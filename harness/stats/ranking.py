@@ -12,8 +12,8 @@ from harness.stats.intervals import CONFIDENCE, Estimate, seeds_interval
 
 @dataclass(frozen=True)
 class Ranked:
-    """One configuration over its seeds: `records` finished, `failed` did not, or stayed at chance level where others
-    did not.
+    """One configuration over its seeds: `records` finished, `failed` did not, or stayed at chance level where other
+    seeds did not.
 
     `p`: adjusted p value that it is worse than the best; NaN if unknown, or if another number of its seeds failed.
     `tied`: not shown to be worse than the best at 95 %.
@@ -40,12 +40,13 @@ def rank(records: Sequence[TrialRecord], metric: str = "val_accuracy") -> list[R
     was selected for its luck, too. `metric`: val_accuracy or val_loss.
     """
     groups = _groups(records)
-    learned = any(r.status == "finished" and not r.is_at_chance for group in groups.values() for r in group)
-    finished = {
-        key: tuple(r for r in group if r.status == "finished" and not (learned and r.is_at_chance))
-        for key, group in groups.items()
-    }
-    failed = {key: tuple(r for r in groups[key] if r.is_failure or (learned and r.is_at_chance)) for key in groups}
+    finished, failed = {}, {}
+    for key, group in groups.items():
+        done = [r for r in group if r.status == "finished"]
+        # A seed at chance level failed where another one of its configuration did not.
+        learned = metric == "val_accuracy" and any(not r.is_at_chance for r in done)
+        finished[key] = tuple(r for r in done if not (learned and r.is_at_chance))
+        failed[key] = tuple(r for r in group if r.is_failure or (learned and r.is_at_chance))
     least = min((len(failed[key]) for key in groups if finished[key]), default=0)
     alike = [key for key in groups if finished[key] and len(failed[key]) == least]  # a failed seed has no value
     values = {key: {r.seed: r.metrics.of(metric) for r in finished[key]} for key in alike}

@@ -137,6 +137,9 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
     """Load the result of `own_tensors` of a network of the same architecture. Raises RuntimeError where they differ."""
     first: dict[tuple[object, ...], str] = {}
     tied = {name: first.setdefault(_memory(tensor) or (name,), name) for name, tensor in network.state_dict().items()}
+    for name, other in tied.items():
+        if name != other and name in tensors and other in tensors and not torch.equal(tensors[name], tensors[other]):
+            raise RuntimeError(f"{name} and {other} are the same tensor in a new network, and differ after training")
     state = {name: tensors[other] for name, other in tied.items() if name not in tensors and other in tensors}
     network.load_state_dict({**tensors, **state})
 

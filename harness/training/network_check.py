@@ -5,7 +5,6 @@ returned in words, and recorded.
 """
 
 import contextlib
-import copy
 import signal
 import threading
 import warnings
@@ -19,6 +18,7 @@ from harness.config import BadInput, Trial
 from harness.data.augmentation import Draws
 from harness.data.batches import DeviceSplit, Normalizer
 from harness.data.splits import Dataset
+from harness.run.system import native_bfloat16
 from harness.training.compilation import usable_format
 from harness.training.execution import ExecutionPlan, autocast
 from harness.training.network import build_network, load_tensors, own_tensors, reference_network
@@ -26,6 +26,7 @@ from harness.training.optimizers import takes_fused
 from harness.training.step import make_step
 
 IMAGES = 4
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 SECONDS = 60.0  # for one network
 COPIES = 4  # of the weights in a training: gradients, state of the optimiser, kept ones
 INDEPENDENT = 1e-3  # largest difference of a logit, relative to the largest one, that another batch may make
@@ -43,6 +44,8 @@ def check_network(trial: Trial, data: Dataset) -> list[str]:
         network = build_network(trial, len(data.classes), data.input_size)
     except MemoryError as error:
         raise _bad(trial, "needs more memory than there is", "give a smaller network") from error
+    if any(nn.parameter.is_lazy(p) for p in network.parameters()):
+        raise _bad(trial, "has lazy layers, whose weights are not there yet", "run an image through it in build()")
     if not any(p.requires_grad for p in network.parameters()):
         raise _bad(trial, "has no weights to train", "let build() return a network with parameters")
     if empty := [name for name, one in network.named_parameters() if not one.numel()]:
@@ -51,14 +54,14 @@ def check_network(trial: Trial, data: Dataset) -> list[str]:
     images = torch.from_numpy(data.train.images[rows.numpy()])
     part = DeviceSplit(images, torch.from_numpy(data.train.labels[rows.numpy()]), torch.arange(len(rows)))
     with _time_limit():
-        return _on_devices(network, trial, part, data)
+        return _on_devices(trial, part, data)
 
 
-def _on_devices(network: nn.Module, trial: Trial, part: DeviceSplit, data: Dataset) -> list[str]:
+def _on_devices(trial: Trial, part: DeviceSplit, data: Dataset) -> list[str]:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
         try:
-            return list(_checked(network, trial, part, len(data.classes), len(data.train), torch.device(device)))
+            return list(_checked(trial, part, len(data.classes), len(data.train), torch.device(device)))
         except _Fails as error:
             if device == devices[-1]:  # a network may work on a GPU alone
                 hint = "; or give trial.memory_format=auto" if trial.memory_format == "channels_last" else ""
@@ -68,7 +71,7 @@ def _on_devices(network: nn.Module, trial: Trial, part: DeviceSplit, data: Datas
 
 def _check_size(trial: Trial, data: Dataset) -> None:
     """Raises BadInput where the weights need more memory than there is; they are not allocated for this."""
-    if "weights" in trial.options:  # they would be read twice
+    if "weights" in trial.options or trial.architecture.endswith(".py"):  # read twice; or may keep tensors for later
         return
     count = 0
     with contextlib.suppress(Exception), warnings.catch_warnings():  # a network may compute with its weights
@@ -121,12 +124,10 @@ def _bad(trial: Trial, reason: str, way_out: str) -> BadInput:
     return BadInput(f"trial.architecture={trial.architecture}: {reason}; {way_out}")
 
 
-def _checked(
-    network: nn.Module, trial: Trial, part: DeviceSplit, classes: int, images: int, device: torch.device
-) -> Iterator[str]:
-    network = copy.deepcopy(network).to(device)
+def _checked(trial: Trial, part: DeviceSplit, classes: int, images: int, device: torch.device) -> Iterator[str]:
     part = DeviceSplit(part.images.to(device), part.labels.to(device), part.rows.to(device))
     side = int(part.images.shape[1])
+    network = build_network(trial, classes, side).to(device)
     memory_format: str = trial.memory_format
     if memory_format == "auto":
         memory_format = usable_format(network, side)
@@ -137,14 +138,21 @@ def _checked(
     with torch.no_grad():
         logits = _logits(network.eval(), inputs, classes, "in evaluation")
         _check_independent(network, inputs, logits)
-    _check_storage(network, trial, classes, side)
+        other = _restored(network, trial, classes, side).to(device).to(memory_format=MEMORY_FORMATS[memory_format])
+        if _differ(_logits(other.eval(), inputs, classes, "in evaluation"), logits):
+            raise _Fails(
+                "a new network with the same weights answers otherwise: random numbers or tensors that are not saved "
+                "(register_buffer without persistent=False saves them)"
+            )
     try:
         with torch.no_grad():
-            reference_network(network.cpu())(inputs[:1].cpu().contiguous().double())
+            reference_network(other.cpu())(inputs[:1].cpu().contiguous().double())
     except Exception as error:
         yield f"cannot compute in float64 ({_first_line(error)}): exports are compared with its float32 logits"
     network.to(device)
-    precision = "float32" if trial.precision == "auto" else trial.precision
+    precision: str = trial.precision
+    if precision == "auto":
+        precision = "bfloat16" if native_bfloat16(device) else "float32"
     plan = ExecutionPlan(device.type, precision, "off", memory_format, torch.get_num_threads())
     if not takes_fused(network):
         yield "has parameters that fused optimisers refuse: its optimiser is not fused"
@@ -156,7 +164,7 @@ def _logits(network: nn.Module, inputs: torch.Tensor, classes: int, when: str) -
     """The network's logits. Raises _Fails where it fails, or answers something else."""
     shape = list(inputs.shape)
     try:
-        logits = network(inputs)
+        logits = network(inputs.clone())  # it may change them in place
     except (Exception, SystemExit) as error:
         raise _Fails(f"fails {when} on images {shape}: {_first_line(error)}") from error
     if not isinstance(logits, torch.Tensor):
@@ -174,25 +182,29 @@ def _logits(network: nn.Module, inputs: torch.Tensor, classes: int, when: str) -
 
 def _check_independent(network: nn.Module, inputs: torch.Tensor, logits: torch.Tensor) -> None:
     """Raises _Fails where an image's answer depends on the other images of its batch, or on chance."""
-    limit = INDEPENDENT * max(1.0, float(logits.abs().max()))
-    if float((network(inputs) - logits).abs().max()) > limit:
+    if _differ(_logits(network, inputs, logits.shape[1], "in evaluation"), logits):
         raise _Fails("answers differ from call to call in evaluation: a dropout or noise that is always on")
     alone = torch.cat([_logits(network, one[None], logits.shape[1], "in evaluation") for one in inputs])
-    if float((alone - logits).abs().max()) > limit:
+    if _differ(alone, logits):
         raise _Fails(
             "an image's answer depends on the other images of its batch in evaluation: a batch norm without running "
             "statistics, or statistics over the batch"
         )
 
 
-def _check_storage(network: nn.Module, trial: Trial, classes: int, side: int) -> None:
-    """Raises _Fails where the weights cannot be restored into a new network."""
+def _differ(found: torch.Tensor, logits: torch.Tensor) -> bool:
+    return float((found - logits).abs().max()) > INDEPENDENT * max(1.0, float(logits.abs().max()))
+
+
+def _restored(network: nn.Module, trial: Trial, classes: int, side: int) -> nn.Module:
+    """A new network with the same weights. Raises _Fails where it does not take them."""
     torch.manual_seed(1)
     try:
         other = build_network(trial, classes, side, restoring=True)
         load_tensors(other, {name: tensor.detach().cpu().clone() for name, tensor in own_tensors(network).items()})
     except Exception as error:
         raise _Fails(f"its weights cannot be restored into a new network: {_first_line(error)}") from error
+    return other
 
 
 def _trained(network: nn.Module, trial: Trial, part: DeviceSplit, plan: ExecutionPlan, classes: int) -> Iterator[str]:
@@ -202,7 +214,7 @@ def _trained(network: nn.Module, trial: Trial, part: DeviceSplit, plan: Executio
     draws = Draws.of(part.rows, trial, 0)
     images, _ = part.batch(draws.rows)
     with torch.no_grad(), autocast(plan.precision, device):
-        _logits(copy.deepcopy(step.network), step.normalize(images), classes, "in training")
+        _logits(step.network, step.normalize(images), classes, "in training")
     try:
         loss = float(step(part, draws, 0.0)[0])
     except Exception as error:

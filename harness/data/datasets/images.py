@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.config import BadInput, Data
+from harness.config.errors import shown
 from harness.data.dataset import Decoded, OnProgress, scratch_array
 from harness.data.decoding import SIXTEEN_BITS, SUFFIXES, Decoder, Outcome, decoder
 
@@ -111,10 +112,10 @@ def _notes(root: Path, parts: dict[str, Listing], found: Outcome) -> Iterator[st
     for reason, count in sorted(skipped.items()):
         yield f"skipped {reason}: {count:,}"
     for name in _siblings(root):
-        yield f"skipped {name}/ beside {Path(_parts(root)['train']).name}/, which is no part of the data"
+        yield f"skipped {shown(name)}/ beside {Path(_parts(root)['train']).name}/, which is no part of the data"
     for kind, count in sorted(found.converted.items()):
         yield f"converted images {'' if kind.startswith('turned') else 'with '}{kind}: {count:,}"
-    if found.largest is not None and found.largest < SIXTEEN_BITS // 4:
+    if found.largest is not None and found.largest <= SIXTEEN_BITS // 4:
         yield (
             f"the largest value of all 16-bit grey images is {found.largest} of {SIXTEEN_BITS}: they become nearly "
             "black; scale them to the whole range"
