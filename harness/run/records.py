@@ -52,7 +52,7 @@ class Metrics(JsonFile):
 
     val_accuracy: Share | None = None
     val_loss: float | None = None
-    train_accuracy: Share | None = None
+    train_accuracy: float | None = None
     train_loss: float | None = None
     test_accuracy: Share | None = None
     test_loss: float | None = None
