@@ -70,7 +70,8 @@ class Exporter:
         self.process: RuntimeProcess | None = None
         self.trained, self.final = run.trial_folder(record.id), run.exported_folder(record.id)
         self.folder = run.path / f".export-{record.id}"  # moved when it is complete
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for left in run.path.glob(".export-*"):  # of commands that were killed
+            shutil.rmtree(left, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.scratch = Path(tempfile.mkdtemp())
         self.pixels = data.test.images[data.test.rows]

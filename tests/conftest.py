@@ -1,10 +1,12 @@
 """What the tests share: a cache of their own, small data, and one small run through every stage."""
 
+import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,17 @@ def trial_record(index, seed, accuracy, stage="search", status="finished", varia
         config={"x": variant or index},
         metrics=Metrics(val_accuracy=accuracy, val_loss=1 - accuracy),
     )
+
+
+def one_error_line(arguments, monkeypatch, capsys, module="harness.tune"):
+    """Run a command in this process on bad input; returns its one short error line."""
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    started = time.perf_counter()
+    assert importlib.import_module(module).main() == 2
+    assert time.perf_counter() - started < 5
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    assert len(line) <= 301
+    assert line.rstrip("\n").isprintable()
+    return line

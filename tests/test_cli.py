@@ -1,10 +1,11 @@
 """The grammar of the command line, its help and its errors."""
 
 import importlib
+import re
 import time
 
 import pytest
-from conftest import TOP, command
+from conftest import TOP, command, one_error_line
 
 from harness.config import BadInput, Tune, command_line
 from harness.config.keys import build_config, keys, nested, read_values
@@ -97,18 +98,9 @@ BAD = {
 
 @pytest.mark.parametrize("arguments", BAD, ids=lambda text: text)
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, tmp_path, monkeypatch, capsys):
-    import re
-    import sys
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["harness.tune", *arguments.split()])
-    started = time.perf_counter()
-    assert importlib.import_module("harness.tune").main() == 2
-    assert time.perf_counter() - started < 5
-    output = capsys.readouterr()
-    assert output.err.startswith("error: ")
-    assert output.err.count("\n") == 1
-    assert re.search(BAD[arguments], output.err), output.err
+    line = one_error_line(arguments.split(), monkeypatch, capsys)
+    assert re.search(BAD[arguments], line), line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,14 +19,13 @@ from harness.data.augmentation import Draws
 from harness.data.batches import DeviceSplit, Normalizer
 from harness.data.splits import Dataset
 from harness.run.system import native_bfloat16
-from harness.training.compilation import usable_format
+from harness.training.compilation import to_device, usable_format
 from harness.training.execution import ExecutionPlan, autocast
 from harness.training.network import build_network, load_tensors, own_tensors, reference_network
 from harness.training.optimizers import takes_fused
 from harness.training.step import make_step
 
 IMAGES = 4
-MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 SECONDS = 60.0  # for one network
 COPIES = 4  # of the weights in a training: gradients, state of the optimiser, kept ones
 INDEPENDENT = 1e-3  # largest difference of a logit, relative to the largest one, that another batch may make
@@ -138,7 +137,7 @@ def _checked(trial: Trial, part: DeviceSplit, classes: int, images: int, device:
     with torch.no_grad():
         logits = _logits(network.eval(), inputs, classes, "in evaluation")
         _check_independent(network, inputs, logits)
-        other = _restored(network, trial, classes, side).to(device).to(memory_format=MEMORY_FORMATS[memory_format])
+        other = to_device(_restored(network, trial, classes, side), device, memory_format)
         if _differ(_logits(other.eval(), inputs, classes, "in evaluation"), logits):
             raise _Fails(
                 "a new network with the same weights answers otherwise: random numbers or tensors that are not saved "
