@@ -54,7 +54,8 @@ def check_run(run: "RunDirectory", trust: bool, named: Collection[str] = ()) -> 
     found: dict[str, str] = {}
     recorded = run.configuration()
     if recorded is not None:
-        found[str(recorded.config.get("data", {}).get("name"))] = "run.json"
+        data = recorded.config.get("data")
+        found[str(data.get("name") if isinstance(data, dict) else data)] = "run.json"
     found |= {str(record.config.get("architecture")): f"trial {record.id}" for record in run.trials()}
     manifests = []
     for path in run.path.glob("exported/*/manifest.json"):
@@ -102,7 +103,7 @@ def _lines(code: list[tuple[str, str]], trust: bool, subject: str) -> Iterator[s
 
 def check_network_code(run: "RunDirectory", record: "TrialRecord") -> None:
     """Raises BadInput where the files of a trial's network are not those that it was trained with."""
-    architecture = record.config["architecture"]
+    architecture = record.trial.architecture
     known = run.recorded().code.get(architecture, {})
     before = {name: digest for name, digest in known.items() if name.startswith("user/")}
     if before and (changed := changed_files(before, network_files(architecture))):
