@@ -53,6 +53,7 @@ def main(config: Noise) -> int:
     from export import Artifact
     from export.check import Check
     from harness.config import Benchmark, Normalization
+    from harness.config.errors import NotYet
     from harness.data.batches import Normalizer
     from harness.data.dataset import load_dataset
     from harness.run import storage, system
@@ -61,7 +62,9 @@ def main(config: Noise) -> int:
     from harness.run.trust import trusted_run
 
     run = trusted_run(config.run, config.trust)
-    (file,) = list(run.path.glob("exported/*/manifest.json"))[:1]
+    if not (files := list(run.path.glob("exported/*/manifest.json"))):
+        raise NotYet(f"run={run.path}: nothing is exported; run `python -m export` first")
+    file = files[0]
     manifest = Manifest.read(file)
     artifact = Artifact(file.parent, manifest, config.file)
     data = load_dataset(run.recorded().data_config)

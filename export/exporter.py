@@ -13,9 +13,10 @@ import torch
 from export import SERVED_BY, Artifact, parity
 from export.check import Check
 from export.formats import CALIBRATION_IMAGES, FORMATS, Format, NotPossible, Source
-from export.process import RuntimeProcess
+from export.process import RuntimeProcess, memory_limit
 from export.runtimes import Unavailable
 from harness.config import Export
+from harness.config.errors import NotYet
 from harness.data.batches import Normalizer
 from harness.data.dataset import load_dataset
 from harness.data.splits import Dataset, Split
@@ -35,12 +36,12 @@ SAME = 0.002  # share of test images that rounding may classify otherwise
 def export_winner(run: RunDirectory, settings: Export, progress: Progress) -> None:
     """Export the winning configuration's trial with the best validation.
 
-    Raises RuntimeError where no trial has finished or a float32 file fails its parity check.
+    Raises NotYet where no trial has finished, RuntimeError where a float32 file fails its parity check.
     """
     recorded = run.recorded()
     ranked = rank(run.trials(), recorded.metric)
     if not ranked:
-        raise RuntimeError("no trial has finished: nothing to export")
+        raise NotYet(f"run={run.path}: no trial has finished; train with harness.tune first")
     record = winning_trial(ranked[0], recorded.metric)
     check_network_code(run, record)
     folder = run.exported_folder(record.id)
@@ -187,7 +188,7 @@ class Exporter:
         self.manifest.write(self.folder / "manifest.json")
         self.progress.status(f"checking {name}, {len(self.labels):,} test images")
         if self.process is None:
-            self.process = RuntimeProcess(torch.get_num_threads())
+            self.process = RuntimeProcess(torch.get_num_threads(), memory_bytes=memory_limit("cpu"))
         answers = self.scratch / "answers.npy"
         try:
             self.process.load(check, self._images(uint8))

@@ -4,12 +4,20 @@ import subprocess
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from export.check import Check
 from export.runtimes import Unavailable
 from harness.run.child import Child, ChildDied, ChildError
 from harness.run.storage import Json
 
 SECONDS = 3600.0  # for one request: a runtime may compile for minutes
+
+
+def memory_limit(device: str) -> int | None:
+    """What a process that computes on the CPU may take: the memory that is free. A GPU's driver maps more than it uses,
+    so on a GPU there is no limit."""
+    return psutil.virtual_memory().available if device == "cpu" else None
 
 
 class RuntimeProcess:

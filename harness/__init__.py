@@ -7,6 +7,7 @@ Everything here is imported where it is first used: `import harness` alone impor
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from harness.reporting.opened import open_run
     from harness.training.api import train
     from tune_spaces import Choice, Claim, Integer, LogUniform, Space, Uniform
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime, once imported, reports to its vendor
 
 _WHERE = {
     "harness.config": ("BadInput", "Data", "Trial"),

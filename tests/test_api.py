@@ -22,6 +22,13 @@ def test_importing_harness_imports_nothing_heavy():
     assert float(seconds) < 0.1
 
 
+def test_onnxruntime_reports_to_nobody():
+    """From 1.29 on it sends events to its vendor, unless this is set before it is imported."""
+    code = "import os, harness; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    assert command("-c", code, cwd=TOP).stdout == "1\n"
+    assert command("-c", code, cwd=TOP, ORT_DISABLE_TELEMETRY="0").stdout == "0\n"
+
+
 def test_every_name_is_there():
     import harness
 

@@ -169,6 +169,17 @@ def test_weights(count, run):
 
 
 @pytest.mark.parametrize("count", COUNTS)
+def test_arrays(count, tmp_path):
+    path, draw = tmp_path / "a.npy", draws("npy")
+    storage.write_array(path, np.arange(6.0).reshape(2, 3))
+    content = path.read_bytes()
+    for _ in range(count):
+        path.write_bytes(bytes(noise(content, draw)))
+        with contextlib.suppress(storage.Corrupt):
+            assert storage.read_array(path, (2, 3), "float64").shape == (2, 3)
+
+
+@pytest.mark.parametrize("count", COUNTS)
 def test_images(count, tmp_path):
     """In one process of the decoder: it neither ends nor writes outside of its file."""
     draw, formats = draws("images"), ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM"]

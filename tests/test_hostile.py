@@ -3,25 +3,15 @@ code, is written or deleted outside, or takes the memory of the machine."""
 
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 from conftest import SMALL_RUN, TOP, command
+from hostile_runs import EDITS, LINKS, PAYLOAD, WINNERS, edited, linked_trial, parts, snapshot
 
 from harness.config import BadInput
-from harness.run import storage, trust
+from harness.run import trust
 from harness.run.directory import RunDirectory
 from harness.run.manifest import Manifest
-
-PAYLOAD = """
-from pathlib import Path
-Path({mark!r}).touch()
-def build(num_classes):
-    raise SystemExit
-def identity(data):
-    return "x"
-decode = build
-"""
 
 
 @pytest.fixture
@@ -37,64 +27,9 @@ def foreign(small_run, tmp_path):
     return RunDirectory(tmp_path / "run")
 
 
-def edited(path: Path, change) -> None:
-    """Change a sealed JSON file and seal it again."""
-    value = storage.read_json(path)
-    change(value)
-    storage.write_json(path, value)
-
-
-def parts(run: RunDirectory) -> tuple[Path, Path]:
-    (manifest,) = run.path.glob("exported/*/manifest.json")
-    return manifest, run.trial_folder(manifest.parent.name) / "trial.json"
-
-
-def evil_trial(run):
-    edited(parts(run)[1], lambda v: v["config"].update(architecture=str(run.path.parent / "evil.py")))
-
-
-def evil_trial_relative(run):
-    edited(parts(run)[1], lambda v: v["config"].update(architecture="../evil.py"))
-
-
-def evil_data(run):
-    edited(run.path / "run.json", lambda v: v["config"]["data"].update(name=str(run.path.parent / "evil.py")))
-
-
-def evil_manifest(run):
-    edited(parts(run)[0], lambda v: v["config"].update(architecture=str(run.path.parent / "evil.py")))
-
-
-def aoti_manifest(run):
-    manifest, _ = parts(run)
-    content = b"no package"
-    (manifest.parent / "model.pt2").write_bytes(content)
-    entry = {"format": "aoti", "sha256": storage.sha256(manifest.parent / "model.pt2"), "bytes": len(content)}
-    edited(manifest, lambda v: v["files"].update({"model.pt2": entry}))
-
-
-EDITS = {
-    "architecture in trial.json": evil_trial,
-    "relative architecture in trial.json": evil_trial_relative,
-    "data set in run.json": evil_data,
-    "architecture in manifest.json": evil_manifest,
-    "compiled file in manifest.json": aoti_manifest,
-}
-STAGES = {
-    "export": ["-m", "export", "run=run"],
-    "benchmarks": ["-m", "benchmarks", "run=run"],
-    "inspect": ["-m", "harness.inspect", "run=run", "image=image.png"],
-    "noise": ["-m", "benchmarks.noise", "run=run"],
-}
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 @pytest.mark.parametrize("edit", EDITS)
 def test_code_that_a_run_names_is_not_trusted(edit, foreign, tmp_path):
-    """In process: every stage command asks this first; test_stage_commands_run_no_foreign_code runs them."""
+    """In process: every stage command asks this first; tests/test_watched.py runs them."""
     EDITS[edit](foreign)
     os.chdir(foreign.path)
     try:
@@ -104,22 +39,6 @@ def test_code_that_a_run_names_is_not_trusted(edit, foreign, tmp_path):
     finally:
         os.chdir(TOP)
     assert not (tmp_path / "mark").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("edit", [name for name in EDITS if "relative" not in name])
-def test_stage_commands_run_no_foreign_code(stage, edit, foreign, tmp_path):
-    from PIL import Image
-
-    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
-    EDITS[edit](foreign)
-    before = snapshot(tmp_path / "run")
-    done = command(*STAGES[stage], cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stdout + done.stderr
-    assert "add trust=true" in done.stderr
-    assert not (tmp_path / "mark").exists()
-    assert snapshot(tmp_path / "run") == before
 
 
 def test_trust_is_of_path_and_content(tmp_path):
@@ -144,18 +63,11 @@ def test_a_foreign_winner_names_code(foreign, tmp_path):
     assert resolve({"space": str(foreign.winner_file), "trust": True}).config.trial.architecture.endswith("evil.py")
 
 
-@pytest.mark.parametrize("form", ["dotted", "nested", "weights", "data"])
+@pytest.mark.parametrize("form", WINNERS)
 def test_a_foreign_winner_names_code_in_another_way(form, foreign, tmp_path):
     from harness.search.resolution import resolve
 
-    evil = str(tmp_path / "evil.py")
-    changes = {
-        "dotted": lambda v: v["trial"].update({"trial.architecture": evil}),
-        "nested": lambda v: v["trial"].update({"trial": {"architecture": evil}}),
-        "weights": lambda v: v["trial"]["options"].update(weights=evil),
-        "data": lambda v: v["data"].update(name=evil),
-    }
-    edited(foreign.winner_file, changes[form])
+    edited(foreign.winner_file, lambda value: WINNERS[form](value, str(tmp_path / "evil.py")))
     with pytest.raises(BadInput, match=r"whose code would run|is no winner\.json of a run"):
         resolve({"space": str(foreign.winner_file)})
 
@@ -196,31 +108,6 @@ def test_commands_that_hold_no_lock_follow_no_link(name, module, foreign, tmp_pa
     assert importlib.import_module(module).main() == 2
     assert ("is a link" if name != "a pipe" else "is no file") in capsys.readouterr().err
     assert snapshot(tmp_path / "victim") == before
-
-
-def linked_trial(run, victim):
-    (folder,) = list((run.path / "trials").iterdir())[:1]
-    shutil.rmtree(folder)
-    folder.symlink_to(victim)
-
-
-def linked(name):
-    def make(run, victim):
-        place = run.path / name
-        if place.is_dir():
-            shutil.rmtree(place)
-        elif place.exists():
-            place.unlink()
-        place.symlink_to(victim if "." not in name.lstrip(".") else victim / "thesis.tex")
-
-    return make
-
-
-LINKS = {
-    "a trial": linked_trial,
-    **{name: linked(name) for name in ("trials", "exported", "report", "inspect", "run.log", "run.json", "trials.csv")},
-    **{name: linked(name) for name in (".lock", ".owner", "inference.csv", "winner.json", "verdict.json")},
-}
 
 
 @pytest.mark.parametrize("link", LINKS)

@@ -109,6 +109,32 @@ def test_sigterm_and_sigint_end_with_their_codes(tmp_path):
         assert "run the same command again to continue" in errors
 
 
+NATIVE = """
+import hashlib
+print("in native code", flush=True)
+hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # takes minutes, and no handler of signals runs in between
+"""
+
+
+def test_sigterm_ends_native_code_in_time(tmp_path):
+    (tmp_path / "space.py").write_text(NATIVE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness.tune", "space=space.py"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in native code\n"
+    time.sleep(1)
+    process.terminate()
+    started = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (143, "stopped; run the same command again to continue\n")
+    assert time.monotonic() - started < 15
+
+
 def test_cluster_of_two_nodes(tmp_path):
     """Two nodes of one CPU each: four trials run on both, two at a time."""
     import warnings

@@ -4,12 +4,10 @@ import textwrap
 
 import pytest
 import torch
-from conftest import command
 
 from harness.config import BadInput, Data, Trial
 from harness.data.dataset import load_dataset
 from harness.run import checkpoints
-from harness.run.manifest import Manifest
 from harness.training.job import TrainingJob
 from harness.training.loop import train_job
 from harness.training.network import build_network, load_tensors, own_tensors, restore_network, summarize_network
@@ -179,7 +177,11 @@ TRAINED = {
     "tied weights": (TIED, ""),
     "complex parameters": (COMPLEX, "its optimiser is not fused"),
     "LSTM over rows": (LSTM, "parameters get no gradient, such as conv.weight"),
-    "softmax in float32": (forward(BODY, "return F.softmax(self.head(h), 1, dtype=torch.float32)"), ""),
+    "softmax in float32": (forward(BODY, "return F.softmax(self.head(h), 1, dtype=torch.float32)"),
+                           "answers with probabilities, not logits"),
+    "softmax layer": (HEAD + "        self.soft = nn.Softmax(1)\n    def forward(self, x):\n        "
+                      + PLAIN.replace("return ", "return self.soft(") + ")" + TAIL, "leave out the softmax"),
+    "log softmax": (forward(BODY, "return F.log_softmax(self.head(h), 1)"), ""),
     "float inside": (forward("x = x.float()", *MANY, "return self.head(h.flatten(1))"), "cannot compute in float64"),
     "float32 constant inside": (
         forward(BODY, "return self.head(h) @ torch.eye(self.head.out_features)"), "cannot compute in float64"
@@ -248,28 +250,3 @@ def test_a_network_that_hangs_is_refused(when, tmp_path, data, monkeypatch):
     text = forward("import time", f"time.sleep(100 if {when} else 0)", PLAIN)
     with pytest.raises(BadInput, match=r"take the network more than 0\.5 s: it hangs"):
         check_network(trial(tmp_path, text), data)
-
-
-WHOLE_WAY = ["view of a batch", "tied weights", "LSTM over rows", "float inside"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", WHOLE_WAY)
-def test_it_goes_the_whole_way(kind, tmp_path):
-    """Trained, exported, compared and measured: with the checks' word in the report."""
-    text, said = TRAINED[kind]
-    (tmp_path / "net.py").write_text(text)
-    (tmp_path / "space.py").write_text(
-        "from tune_spaces import Space\n"
-        "SPACE = Space(trial={'architecture': 'net.py', 'epochs': 8, 'batch_size': 16, 'optimizer.name': 'adam',"
-        " 'optimizer.lr': 1e-3}, data={'name': 'digits', 'limit': 40})\n"
-    )
-    quick = ["benchmark.replicates=2", "benchmark.rounds=1", "benchmark.batch_sizes=[8]", "export.formats=[onnx]"]
-    done = command("-m", "harness.tune", "space=space.py", "run=run", *quick, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    page = (tmp_path / "run" / "report" / "index.html").read_text()
-    assert said in page
-    (file,) = (tmp_path / "run").glob("exported/*/manifest.json")
-    manifest = Manifest.read(file)
-    assert manifest.files["model.onnx"].parity.passed
-    assert manifest.reference.precision == ("float32" if kind == "float inside" else "float64")

@@ -2,9 +2,11 @@
 clusters that cannot be joined."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -120,3 +122,55 @@ def test_an_address_that_does_not_answer(address, said, silent, tmp_path):
     assert done.stderr.startswith(f"error: resources.address={given}: ")
     assert said in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def closed_cluster(tmp_path):
+    """A cluster that wants a token, on this machine; yields its address and the file of its token."""
+    token, home = tmp_path / "token", tmp_path / "home"
+    token.write_text("a" * 64)
+    token.chmod(0o600)
+    home.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    own = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "HOME": str(home)}
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    head = [*ray, "start", "--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", "--block"]
+    head += ["--node-ip-address=127.0.0.1", "--disable-usage-stats", "--object-store-memory=100000000"]
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*head, f"--temp-dir={folder}"], env=own, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            while "Ray runtime started" not in (tmp_path / "log").read_text():
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.2)
+            yield f"127.0.0.1:{port}", token, home
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_wants_a_token(closed_cluster, tmp_path):
+    """Without one, with another one: one line within 15 s, and nothing written. With it: a trial."""
+    address, token, home = closed_cluster
+    (tmp_path / "other").write_text("b" * 64)
+    (tmp_path / "work").mkdir()
+    words = ["-m", "harness.tune", "space=quick", "run=run", f"resources.address={address}", "search.samples=1"]
+    words += ["trial.epochs=1", "stages=[search]"]
+    given = {
+        "none": {},
+        "absent": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "absent")},
+        "another": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "other")},
+    }
+    for kind, own in given.items():
+        started = time.monotonic()
+        done = command(*words, cwd=tmp_path / "work", HOME=str(home), **own)
+        assert time.monotonic() - started < 20, kind
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), (kind, done.stderr)
+        assert done.stderr.startswith(f"error: resources.address={address}: "), kind
+        assert list((tmp_path / "work").iterdir()) == [], kind
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    done = command(*words, cwd=tmp_path / "work", HOME=str(home), **own)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,6 +1,8 @@
 """What a trial is given of a machine or a cluster; what a search knows when it goes on."""
 
 import importlib
+import json
+import random
 import sys
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from harness.run import storage
 from harness.run.directory import RunDirectory
 from harness.run.records import HISTORY_FILE, TRIAL_FILE, TrialRecord, write_history, write_trial
 from harness.search.allocation import Allocation
+from harness.search.searchers import OptunaSamples
 from harness.search.trials import TrialGenerator
+from tune_spaces import Choice, Uniform
 
 
 def share(nodes, trials, **resources):
@@ -153,3 +157,29 @@ def test_samples_of_optuna_are_not_drawn_beforehand(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(TrialGenerator, "search_trials", unwanted)
     monkeypatch.setattr(sys, "argv", ["harness.tune", "space=quick", "search.algorithm=optuna", "dry_run=true"])
     assert importlib.import_module("harness.tune").main() == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [(8, 8, 8), (16, 16)],
+        [((8,), (8, 8)), ((4,), (4, 4))],
+        [{"widths": (8, 8)}, {"widths": (4,)}],
+        [None, (1,), "x"],
+        [0.1, (0.1,)],
+    ],
+)
+def test_optuna_goes_on_from_values_as_records_hold_them(values):
+    """JSON makes lists of tuples."""
+    domain = Choice(values)
+    recorded = json.loads(json.dumps(domain.draw(random.Random(0))))
+    parameters = {"options.x": domain, "optimizer.lr": Uniform(0.0, 1.0)}
+    searcher = OptunaSamples([2], lambda found, _: found, parameters, metric="val_accuracy", mode="max", seed=0)
+    searcher.add_result({"options.x": recorded, "optimizer.lr": 0.5}, 0.5)
+    assert len(searcher._ot_study.trials) == 1
+    searcher.add_result({"options.x": "no longer there", "optimizer.lr": 0.5}, 0.5)
+    searcher.add_result({"options.x": recorded, "optimizer.lr": 2.5}, 0.5)
+    assert len(searcher._ot_study.trials) == 1
+    suggested = searcher.suggest("a")
+    assert suggested["options.x"] in domain.values
+    assert 0 <= suggested["optimizer.lr"] <= 1

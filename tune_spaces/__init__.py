@@ -125,6 +125,8 @@ class Claim:
 
 
 def _without_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_tuples(one) for key, one in value.items()}
     return [_without_tuples(one) for one in value] if isinstance(value, list | tuple) else value
 
 

@@ -23,6 +23,7 @@ from export.check import Check
 from export.parity import compare_logits
 from export.runtimes import Unavailable
 from harness.config import BadInput, Benchmark, Normalization, plugins
+from harness.config.errors import NotYet
 from harness.data.batches import Normalizer
 from harness.data.dataset import load_dataset
 from harness.run import storage, system
@@ -63,15 +64,15 @@ class BenchmarkState(JsonFile):
 def benchmark_exported(run: RunDirectory, settings: Benchmark, progress: Progress) -> None:
     """Measure the exported models of a run; writes inference.csv, inference_summary.csv and verdict.json.
 
-    Raises BadInput where the settings cannot be measured here, RuntimeError where nothing is exported or the reference
-    itself cannot be measured. An interrupted benchmark resumes after its last complete replicate.
+    Raises BadInput where the settings cannot be measured here, NotYet where the winner is not exported, RuntimeError
+    where the reference itself cannot be measured. An interrupted benchmark resumes after its last complete replicate.
     """
     conditions.check_no_debugging()
     recorded = run.recorded()
     ranked = rank(run.trials(), recorded.metric)
     folder = run.exported_folder(winning_trial(ranked[0], recorded.metric).id if ranked else "")
     if not (folder / "manifest.json").is_file():
-        raise RuntimeError("the winner is not exported; run the export stage first")
+        raise NotYet(f"run={run.path}: the winner is not exported; run `python -m export` first")
     manifest = Manifest.read(folder / "manifest.json")
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     check_possible(settings, manifest, cuda)
@@ -90,7 +91,7 @@ def benchmark_exported(run: RunDirectory, settings: Benchmark, progress: Progres
     data = load_dataset(recorded.data_config)
     labels, pixels = data.test.labels[data.test.rows], data.test.images[data.test.rows]
     normalize = Normalizer(Normalization.model_validate(manifest.normalization), torch.device("cpu"), "contiguous")
-    reference = np.load(folder / "reference.npy")
+    reference = _reference(folder, manifest, (len(labels), len(data.classes)))
     log = run.path / "exported" / "benchmark.log"
     with tempfile.TemporaryDirectory() as temporary:
         images = Path(temporary) / "images.npy"
@@ -125,6 +126,17 @@ def check_possible(settings: Benchmark, manifest: Manifest, cuda: str | None) ->
         raise BadInput(f"benchmark.scope={settings.scope}: needs a GPU; use benchmark.scope=host")
     if settings.uint8 and all(entry.input.normalized for entry in manifest.files.values()):
         raise BadInput("benchmark.uint8=true: no exported file takes uint8 images; export with export.uint8=true")
+
+
+def _reference(folder: Path, manifest: Manifest, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """PyTorch's logits of the test images. Raises NotYet where they are not those of the manifest."""
+    file = folder / "reference.npy"
+    try:
+        if not manifest.reference or not storage.is_intact(file, manifest.reference.sha256):
+            raise storage.Corrupt(f"{file}: is corrupt")
+        return storage.read_array(file, shape, "float64")
+    except storage.Corrupt as error:
+        raise NotYet(f"model={error}; run `python -m export` again") from error
 
 
 def candidate_arms(artifacts: Sequence[Artifact], settings: Benchmark, cuda: bool) -> Iterator[Arm]:

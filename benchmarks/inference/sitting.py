@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.inference import conditions, operators
 from export.check import Check
-from export.process import RuntimeProcess
+from export.process import RuntimeProcess, memory_limit
 from export.runtimes import Unavailable
 from harness.config import Benchmark
 from harness.run.manifest import ParityRecord
@@ -50,7 +50,8 @@ class ArmProcess(RuntimeProcess):
     def __init__(self, arm: Arm, threads: int, images: Path, log: Path):
         self.arm = arm
         with log.open("a") as errors:
-            super().__init__(threads, module="benchmarks.inference.server", errors=errors)
+            limit = memory_limit(arm.check.device)
+            super().__init__(threads, module="benchmarks.inference.server", memory_bytes=limit, errors=errors)
         try:
             self.cold = self.load(arm.check, images)
         except BaseException:

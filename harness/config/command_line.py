@@ -6,10 +6,7 @@ clears an optional value. Bad input ends with exit code 2 and one line `error: k
 
 import gc
 import importlib.util
-import math
-import signal
 import sys
-import time
 import traceback
 import types
 from collections.abc import Callable
@@ -19,8 +16,8 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from harness import __version__
-from harness.config import BadInput, plugins
-from harness.config.errors import LONGEST, StorageError, shown
+from harness.config import BadInput, plugins, stopping
+from harness.config.errors import LONGEST, NotYet, StorageError, shown
 from harness.config.keys import build_config, keys, nested, plugin_choices, read_values
 
 FLAGS = {
@@ -105,22 +102,18 @@ def run_command(
         return 0
     debug = "--debug" in arguments
     gc.set_threshold(50_000)  # imported objects live on: collecting during imports takes a fifth of their time
-    for number in STOPPING:
-        signal.signal(number, _stop)
+    stopping.handle()
     try:
         check_not_shadowed()
         values = read_values(split_arguments(prepare([a for a in arguments if a != "--debug"])), model)
         return main(resolve(values) if resolve else build_config(model, nested(values)))
-    except BadInput as error:
+    except (BadInput, NotYet) as error:
         if debug:
             traceback.print_exc()
         _print_error(str(error))
         return 2
     except KeyboardInterrupt:
-        for number in STOPPING:  # at exit the interpreter would restore the default handlers
-            signal.signal(number, signal.SIG_IGN)
-        print("stopped; run the same command again to continue", file=sys.stderr)
-        return 128 + (_received or signal.SIGINT)
+        return stopping.ended()
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -151,24 +144,3 @@ def check_not_shadowed() -> None:
                 f"{name}: {where} hides this project's package; start in another folder, rename it, or use "
                 "classifier-harness, which does not look into the current folder"
             )
-
-
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-ENDING_SECONDS = 15.0  # time to shut down after a signal; further signals within it are ignored
-_received: int | None = None
-_received_at = -math.inf
-
-
-def _stop(number: int, _frame: object) -> None:
-    """Handle both signals with KeyboardInterrupt: Ray would turn a SystemExit into an error of one trial."""
-    global _received, _received_at
-    if time.monotonic() - _received_at < ENDING_SECONDS:
-        return
-    _received, _received_at = number, time.monotonic()
-    raise KeyboardInterrupt
-
-
-def check_stopped() -> None:
-    """Raises KeyboardInterrupt if a stop signal was received: the first one may be swallowed by a C callback."""
-    if _received is not None:
-        raise KeyboardInterrupt

@@ -5,6 +5,11 @@ class BadInput(ValueError):
     """Bad input, found before any work starts; its one-line message says what to do. Commands exit with code 2."""
 
 
+class NotYet(RuntimeError):
+    """What an earlier stage makes is not there. A command that reads it exits with code 2; as a stage of `harness.tune`
+    it failed, and the others go on."""
+
+
 class StorageError(OSError):
     """The disk refuses a write: it is full, over quota or read-only, or the file is too large."""
 

@@ -119,6 +119,8 @@ def build_config(model: type[M], tree: dict[str, Any], where: str = "") -> M:
         reason = reason[0].lower() + reason[1:]
         if first["type"] == "missing":
             raise BadInput(f"{where}{name}=: {name} is missing; give {name}=VALUE") from error
+        if first["type"] == "too_short":
+            reason = f"has {len(first['input'])} values; give at least {first['ctx']['min_length']}"
         subject = f"{name}={first['input']}" if not isinstance(first["input"], dict) else name
         known = next((key for key in keys(model) if key.name == name), None)
         choices = re.findall(r"'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []

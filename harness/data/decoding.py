@@ -78,7 +78,7 @@ class Decoder:
 
     def _ask(self, do: str, position: Path, **request: Any) -> tuple[Json, str]:
         """(answer, empty) or (nothing, why the process ended)"""
-        if self._child is None:
+        if self._child is None or not self._child.is_alive():  # it ends with the thread that started it
             environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             self._child = Child("harness.data.decoder", memory_bytes=MEMORY_BYTES, environment=environment)
         position.write_text("")

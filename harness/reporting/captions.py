@@ -122,8 +122,6 @@ def of_ablation(
 
 def of_export(run: RunDirectory, manifest: Manifest) -> Shown:
     """Accuracy by class, confusion matrix and most confident mistakes of the exported network."""
-    import numpy as np
-
     from harness.reporting import inference_figures, pictures
     from harness.run import storage
 
@@ -143,7 +141,12 @@ def of_export(run: RunDirectory, manifest: Manifest) -> Shown:
         caption = (
             "Misclassified test images with the highest probability: predicted class, its probability, true class."
         )
-        yield "mistakes", caption, pictures.mistake_grid(np.load(images), wrong.images)
+        shape = (len(wrong.images), manifest.input_size, manifest.input_size, 3)
+        try:
+            pixels = storage.read_array(images, shape, "uint8")
+        except storage.Corrupt:
+            return
+        yield "mistakes", caption, pictures.mistake_grid(pixels, wrong.images)
 
 
 def of_inference(

@@ -22,7 +22,7 @@ from harness.config.plugins import TOP
 from harness.run.storage import Json
 
 MEMORY = "HARNESS_CHILD_MEMORY"  # limit in bytes, in the child's environment
-PDEATHSIG = 1  # of prctl(2)
+PDEATHSIG = 1  # of prctl(2): the signal when the thread that started this process ends
 
 
 class ChildError(RuntimeError):
@@ -86,6 +86,9 @@ class Child:
                 self._received += part
         line, _, self._received = self._received.partition(b"\n")
         return line
+
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
 
     def __enter__(self) -> "Child":
         return self

@@ -156,7 +156,9 @@ class TrialRecord(JsonFile):
         metrics = self.metrics
         if self.status != "finished" or metrics.val_chance is None or metrics.val_accuracy is None:
             return False
-        return is_chance(metrics.val_accuracy, metrics.val_chance, metrics.val_images or 0)
+        looks = (metrics.epochs or 1) * self.config.get("validations_per_epoch", 1)
+        best = self.config.get("keep", "best") == "best"
+        return is_chance(metrics.val_accuracy, metrics.val_chance, metrics.val_images or 0, int(looks) if best else 1)
 
     @property
     def is_tested(self) -> bool:
@@ -283,8 +285,9 @@ def read_correct(folder: Path, record: TrialRecord, images: int) -> "npt.NDArray
 
     if record.correct_sha256 is None or not storage.is_intact(folder / CORRECT_FILE, record.correct_sha256):
         return None
-    packed = np.load(folder / CORRECT_FILE, mmap_mode="r")
-    if packed.dtype != np.uint8 or packed.shape != (-(-images // 8),):
+    try:
+        packed = storage.read_array(folder / CORRECT_FILE, (-(-images // 8),), "uint8")
+    except storage.Corrupt:
         return None
     return np.unpackbits(packed, count=images).view(bool)
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import stat
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 # A JSON object with arbitrary fields: a configuration, or fields of a later version.
 Json = dict[str, Any]
+
+
+LARGEST = 16 << 30  # bytes of any file that is read again: weights of a very large network
+NPY_HEADER = 10_240  # bytes that NumPy accepts before the values
 
 
 class Corrupt(ValueError):
@@ -205,13 +210,29 @@ def write_array(path: Path, values: "np.ndarray") -> None:
     write_atomically(path, content.getvalue())
 
 
+def read_array(path: Path, shape: tuple[int, ...], dtype: str) -> "np.ndarray":
+    """The array of a .npy file, memory-mapped. Raises Corrupt where the file holds anything else."""
+    import numpy as np
+
+    try:
+        check_regular(path, np.dtype(dtype).itemsize * math.prod(shape) + NPY_HEADER)
+        found = np.lib.format.open_memmap(path, mode="r")  # refuses what would be unpickled
+    except Exception as error:  # its parser of headers raises many kinds
+        raise Corrupt(f"{path}: no array ({type(error).__name__})") from error
+    if found.shape != shape or found.dtype != dtype:
+        raise Corrupt(f"{path}: not {dtype} {list(shape)}")
+    return found
+
+
 def sha256(path: Path) -> str:
-    """SHA-256 of a regular file. Raises Corrupt where it is none."""
-    check_regular(path)
+    """SHA-256 of a regular file. Raises Corrupt where it is none, or larger than any that this project handles."""
+    check_regular(path, LARGEST)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_intact(path: Path, expected_sha256: str) -> bool:
     """Whether a file exists and has the expected SHA-256."""
-    return path.is_file() and sha256(path) == expected_sha256
+    with contextlib.suppress(OSError, Corrupt):
+        return sha256(path) == expected_sha256
+    return False

@@ -30,7 +30,7 @@ from harness.search.allocation import Allocation
 from harness.search.events import TrialEvents
 from harness.search.plans import Placement, choose_plans
 from harness.search.ray_internals import trials_of
-from harness.search.searchers import InOrder, OptunaSamples, make_scheduler, optuna_distribution
+from harness.search.searchers import InOrder, OptunaSamples, make_scheduler
 from harness.search.trials import TrialGenerator, TrialSpec
 from harness.search.watcher import Watcher
 from harness.training.job import TrainingJob
@@ -80,7 +80,7 @@ def run_optuna(indices: Sequence[int], generator: TrialGenerator, run: RunDirect
         searcher = OptunaSamples(
             indices,
             make,
-            space={key: optuna_distribution(domain) for key, domain in parameters.items()},
+            parameters,
             metric=search.metric,
             mode=search.mode,
             # Each command creates a new sampler: with the same seed it would draw the same points again.
@@ -90,7 +90,7 @@ def run_optuna(indices: Sequence[int], generator: TrialGenerator, run: RunDirect
             value = getattr(record.metrics, search.metric)
             has_value = value is not None and record.status in ("finished", "stopped")
             if has_value and record.stage == "search" and set(record.parameters) == set(parameters):
-                searcher.add_evaluated_point(record.parameters, value)
+                searcher.add_result(record.parameters, value)
         runner.fit(searcher, specs, len(indices), True, search.time_budget_seconds)
 
 

@@ -1,7 +1,9 @@
 """Ray Tune's searchers and scheduler, initialised with the results of earlier trials."""
 
+import contextlib
+import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -53,16 +55,30 @@ class InOrder(NotPickled, Searcher):  # type: ignore[misc]  # ray has no types
 class OptunaSamples(NotPickled, OptunaSearch):  # type: ignore[misc]  # ray has no types
     """Optuna's suggestions as the trials of the missing indices; sample 0 is the base configuration, not suggested."""
 
-    def __init__(self, indices: Sequence[int], make: Callable[[Json, int], Json], **options: Any):
-        super().__init__(**options)
+    def __init__(
+        self,
+        indices: Sequence[int],
+        make: Callable[[Json, int], Json],
+        parameters: Mapping[str, Domain],
+        **options: Any,
+    ):
+        super().__init__(space={key: optuna_distribution(domain) for key, domain in parameters.items()}, **options)
         self._indices = list(indices)
         self._make = make
+        self._choices = [key for key, domain in parameters.items() if isinstance(domain, Choice)]
 
     def suggest(self, trial_id: str) -> Json | None:
         if not self._indices:
             return None
         index = self._indices.pop(0)
-        return self._make({} if index == 0 else super().suggest(trial_id), index)
+        found = {} if index == 0 else super().suggest(trial_id)
+        return self._make({k: json.loads(v) if k in self._choices else v for k, v in found.items()}, index)
+
+    def add_result(self, parameters: Json, value: float) -> None:
+        """Add an earlier trial's result, unless the space no longer holds its values."""
+        with contextlib.suppress(ValueError):
+            given = {k: _as_text(v) if k in self._choices else v for k, v in parameters.items()}
+            self.add_evaluated_point(given, value)
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).touch()
@@ -100,12 +116,17 @@ def make_scheduler(search: Search, epochs: int, run: RunDirectory) -> TrialSched
     return scheduler
 
 
+def _as_text(value: Any) -> str:
+    """A value of a Choice as Optuna gets it: its categories must not be lists."""
+    return json.dumps(value)
+
+
 def optuna_distribution(domain: Domain) -> "BaseDistribution":
     """Convert a domain of a space to Optuna's distribution."""
     from optuna import distributions
 
     if isinstance(domain, Choice):
-        return distributions.CategoricalDistribution(list(domain.values))
+        return distributions.CategoricalDistribution([_as_text(value) for value in domain.values])
     if isinstance(domain, Integer):
         return distributions.IntDistribution(domain.low, domain.high)
     return distributions.FloatDistribution(domain.low, domain.high, log=isinstance(domain, LogUniform))

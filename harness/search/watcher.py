@@ -11,7 +11,7 @@ with warnings.catch_warnings():
     import ray
     from ray import tune
 
-from harness.config import command_line
+from harness.config import stopping
 from harness.search.events import TrialEvents
 from harness.search.ray_internals import EndedForMemory
 from harness.search.searchers import NotPickled
@@ -31,7 +31,7 @@ class Watcher(NotPickled, tune.Callback):  # type: ignore[misc]  # ray has no ty
         return self.specs[trial.config["job"]["labels"]["id"]]
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        command_line.check_stopped()
+        stopping.check_stopped()
         self.events.check_there()
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:

@@ -1,6 +1,7 @@
 """`train` for notebooks and scripts: one trial in this process, without Ray."""
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.config import BadInput, Data, Trial
-from harness.data.dataset import Decoded, dataset_of
+from harness.data.dataset import Decoded, dataset_of, load_dataset
 from harness.run.records import HistoryRow, TrialRecord
 from harness.training.job import TrainingJob
 from harness.training.loop import train_job
+from harness.training.network_check import check_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,14 +40,16 @@ def train(
     [N, classes] to train, from its weights, instead of `trial.architecture`; at the end it holds the kept weights, in
     eval mode on its original device. `folder`: where trial.json, history.csv, model.safetensors and the checkpoints
     for resuming an interrupted training are written; None writes nothing. A `model` resumes only where it has the same
-    layers and starts from the same weights as before. Raises BadInput for data that cannot be
-    trained on; a failed trial returns a record with `status` and `error`.
+    layers and starts from the same weights as before. What the check of the network finds is a warning. Raises BadInput
+    for data or a network that cannot be trained; a failed trial returns a record with `status` and `error`.
     """
     dataset = None
     if not isinstance(data, Data):
         dataset, data = dataset_of(_decoded(data), Data(name="digits")), Data(name="digits")
     if model is not None:
         trial = trial.model_copy(update={"architecture": f"model:{type(model).__name__}", "options": {}})
+    for note in check_network(trial, dataset or load_dataset(data), model):
+        warnings.warn(f"{trial.architecture} {note}", stacklevel=2)
     where = None if folder is None else Path(folder).expanduser().absolute()
     digest = hashlib.sha256(f"{trial.model_dump_json()} {seed}".encode()).hexdigest()[:12]
     job = TrainingJob(

@@ -5,10 +5,11 @@ returned in words, and recorded.
 """
 
 import contextlib
+import copy
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psutil
 import torch
@@ -32,15 +33,30 @@ INDEPENDENT = 1e-3  # largest difference of a logit, relative to the largest one
 FORGOTTEN = 0.25  # share of a batch norm's first statistics that may be left at the end of a training
 
 
-def check_network(trial: Trial, data: Dataset) -> list[str]:
-    """Check the network of a trial on real images; returns what is different about its training, in words.
+Make = Callable[[bool], nn.Module]  # makes the network; the argument: whether weights are restored into it
+
+
+def check_network(trial: Trial, data: Dataset, model: nn.Module | None = None) -> list[str]:
+    """Check the network of a trial, or `model` in its place, on real images; returns what is different about its
+    training, in words.
 
     Raises BadInput where it cannot be trained, or its answers would be wrong or depend on the batch.
     """
-    torch.manual_seed(0)
+
+    def make(restoring: bool) -> nn.Module:
+        if model is not None:
+            return copy.deepcopy(model)
+        return build_network(trial, len(data.classes), data.input_size, restoring=restoring)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return _check(trial, data, make)
+
+
+def _check(trial: Trial, data: Dataset, make: Make) -> list[str]:
     _check_size(trial, data)
     try:
-        network = build_network(trial, len(data.classes), data.input_size)
+        network = make(False)
     except MemoryError as error:
         raise _bad(trial, "needs more memory than there is", "give a smaller network") from error
     if any(nn.parameter.is_lazy(p) for p in network.parameters()):
@@ -52,25 +68,26 @@ def check_network(trial: Trial, data: Dataset) -> list[str]:
     rows = torch.from_numpy(data.train.rows[: max(1, min(trial.batch_size, IMAGES))].copy())
     images = torch.from_numpy(data.train.images[rows.numpy()])
     part = DeviceSplit(images, torch.from_numpy(data.train.labels[rows.numpy()]), torch.arange(len(rows)))
-    with _time_limit():
-        return _on_devices(trial, part, data)
-
-
-def _on_devices(trial: Trial, part: DeviceSplit, data: Dataset) -> list[str]:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
         try:
-            return list(_checked(trial, part, len(data.classes), len(data.train), torch.device(device)))
-        except _Fails as error:
-            if device == devices[-1]:  # a network may work on a GPU alone
-                hint = "; or give trial.memory_format=auto" if trial.memory_format == "channels_last" else ""
-                raise _bad(trial, str(error), f"fix the network{hint}") from error
+            with _time_limit():
+                return list(_checked(trial, part, make, data, torch.device(device)))
+        except (_Fails, _TakesTooLong) as error:
+            if device != devices[-1]:  # a network may work, or be fast enough, on a GPU alone
+                continue
+            if isinstance(error, _TakesTooLong):
+                reason = f"{IMAGES} images take the network more than {SECONDS:g} s: it hangs, or is far too large"
+                raise _bad(trial, reason, "give another") from error
+            hint = "; or give trial.memory_format=auto" if trial.memory_format == "channels_last" else ""
+            raise _bad(trial, str(error), f"fix the network{hint}") from error
     raise AssertionError
 
 
 def _check_size(trial: Trial, data: Dataset) -> None:
     """Raises BadInput where the weights need more memory than there is; they are not allocated for this."""
-    if "weights" in trial.options or trial.architecture.endswith(".py"):  # read twice; or may keep tensors for later
+    own = trial.architecture.endswith(".py") or ":" in trial.architecture
+    if own or "weights" in trial.options:  # may keep tensors for later, or reads them twice
         return
     count = 0
     with contextlib.suppress(Exception), warnings.catch_warnings():  # a network may compute with its weights
@@ -89,7 +106,7 @@ def _check_size(trial: Trial, data: Dataset) -> None:
 
 @contextlib.contextmanager
 def _time_limit() -> Iterator[None]:
-    """Raises BadInput in the main thread where the block takes longer than SECONDS."""
+    """Raises _TakesTooLong in the main thread where the block takes longer than SECONDS."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -101,11 +118,6 @@ def _time_limit() -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
-    except _TakesTooLong as error:
-        raise BadInput(
-            f"trial.architecture: {IMAGES} images take the network more than {SECONDS:g} s: it hangs, or is far too "
-            "large; give another"
-        ) from error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -123,10 +135,10 @@ def _bad(trial: Trial, reason: str, way_out: str) -> BadInput:
     return BadInput(f"trial.architecture={trial.architecture}: {reason}; {way_out}")
 
 
-def _checked(trial: Trial, part: DeviceSplit, classes: int, images: int, device: torch.device) -> Iterator[str]:
+def _checked(trial: Trial, part: DeviceSplit, make: Make, data: Dataset, device: torch.device) -> Iterator[str]:
     part = DeviceSplit(part.images.to(device), part.labels.to(device), part.rows.to(device))
-    side = int(part.images.shape[1])
-    network = build_network(trial, classes, side).to(device)
+    classes, images, side = len(data.classes), len(data.train), data.input_size
+    network = make(False).to(device)
     memory_format: str = trial.memory_format
     if memory_format == "auto":
         memory_format = usable_format(network, side)
@@ -137,7 +149,9 @@ def _checked(trial: Trial, part: DeviceSplit, classes: int, images: int, device:
     with torch.no_grad():
         logits = _logits(network.eval(), inputs, classes, "in evaluation")
         _check_independent(network, inputs, logits)
-        other = to_device(_restored(network, trial, classes, side), device, memory_format)
+        if float(logits.min()) >= 0 and float((logits.sum(1) - 1).abs().max()) < 1e-3:
+            yield "answers with probabilities, not logits: the loss wants logits, so leave out the softmax at its end"
+        other = to_device(_restored(network, make), device, memory_format)
         if _differ(_logits(other.eval(), inputs, classes, "in evaluation"), logits):
             raise _Fails(
                 "a new network with the same weights answers otherwise: random numbers or tensors that are not saved "
@@ -195,11 +209,11 @@ def _differ(found: torch.Tensor, logits: torch.Tensor) -> bool:
     return float((found - logits).abs().max()) > INDEPENDENT * max(1.0, float(logits.abs().max()))
 
 
-def _restored(network: nn.Module, trial: Trial, classes: int, side: int) -> nn.Module:
+def _restored(network: nn.Module, make: Make) -> nn.Module:
     """A new network with the same weights. Raises _Fails where it does not take them."""
     torch.manual_seed(1)
     try:
-        other = build_network(trial, classes, side, restoring=True)
+        other = make(True)
         load_tensors(other, {name: tensor.detach().cpu().clone() for name, tensor in own_tensors(network).items()})
     except Exception as error:
         raise _Fails(f"its weights cannot be restored into a new network: {_first_line(error)}") from error

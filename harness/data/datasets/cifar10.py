@@ -1,11 +1,10 @@
 """CIFAR-10 through torchvision: 50,000 training and 10,000 test images of 32x32, ten classes.
 
-The archive is downloaded if it is missing. Its SHA-256 is checked before anything in it is unpickled: torchvision
-checks only MD5.
+The archive is taken from data.root, or downloaded into the user's cache; nothing is written into data.root. Its SHA-256
+is checked before anything in it is unpickled: torchvision checks only MD5.
 """
 
 import hashlib
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -20,7 +19,7 @@ SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 
 
 def identity(data: Data) -> str:
-    """The archive's SHA-256, which does not depend on its path. Downloads the archive if it is missing.
+    """The archive's SHA-256, which does not depend on its path. Downloads the archive if there is none in the cache.
 
     Raises BadInput where it cannot be downloaded or its SHA-256 differs.
     """
@@ -39,41 +38,42 @@ def decode(data: Data, progress: OnProgress) -> Decoded:
         raise BadInput(f"data.size={data.size}: cifar10 is 32x32; leave it out, or use data.name=images")
     archive = _archive(data)
     _check(archive)
-    parts = [CIFAR10(archive.parent, train=train, download=True) for train in (True, False)]  # unpacks the archive
+    with tempfile.TemporaryDirectory(dir=cache_folder("datasets")) as unpacked:
+        (Path(unpacked) / ARCHIVE).symlink_to(archive.absolute())
+        parts = [CIFAR10(unpacked, train=train, download=True) for train in (True, False)]  # downloads nothing
     progress(60_000, 60_000)
     train, test = ((part.data, np.asarray(part.targets, dtype=np.int64)) for part in parts)
     return Decoded(classes=tuple(parts[0].classes), train=train, test=test)
 
 
 def _archive(data: Data) -> Path:
-    """The archive's path; a missing archive is downloaded to a temporary folder, checked, and moved atomically."""
-    folder = data.root or cache_folder("datasets") / "cifar10"
-    archive = folder / ARCHIVE
+    """The archive's path. One that is in neither place is downloaded, to a temporary folder, checked and moved."""
+    folder = cache_folder("datasets") / "cifar10"
+    archive = (data.root or folder) / ARCHIVE
     if archive.is_file():
         return archive
+    if data.root:
+        raise BadInput(
+            f"data.root={data.root}: has no {ARCHIVE}; put it there, or leave data.root out: then it is downloaded "
+            "into the cache"
+        )
     from filelock import FileLock
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import download_url
 
-    cache_folder("datasets").mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (
-        FileLock(cache_folder("datasets") / "cifar10.lock"),
-        tempfile.TemporaryDirectory(dir=cache_folder("datasets")) as temporary,
-    ):
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with FileLock(cache_folder("datasets") / "cifar10.lock"), tempfile.TemporaryDirectory(dir=folder) as temporary:
         if archive.is_file():  # another process has downloaded it
             return archive
         try:
             download_url(CIFAR10.url, temporary, ARCHIVE, CIFAR10.tgz_md5)
         except Exception as error:
             raise BadInput(
-                f"data.name=cifar10: {ARCHIVE} is not in {folder}, and downloading failed ({type(error).__name__}); "
-                "put it there, or use data.name=digits (needs no files), or data.name=images data.root=DIR"
+                f"data.name=cifar10: downloading {ARCHIVE} failed ({type(error).__name__}); put it into data.root=DIR, "
+                "or use data.name=digits (needs no files), or data.name=images data.root=DIR"
             ) from error
         _check(Path(temporary) / ARCHIVE)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = archive.with_suffix(".partial")
-        shutil.move(Path(temporary) / ARCHIVE, partial)  # not atomic: may cross file systems
-        partial.replace(archive)
+        (Path(temporary) / ARCHIVE).replace(archive)
     return archive
 
 
