@@ -231,3 +231,37 @@ print(train(trial, Data(name="images", root="{folder}")).status)
     cache = {"HARNESS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(TOP)}
     done = command("script.py", cwd=tmp_path, timeout=60, **cache)
     assert done.stdout == "finished\n", done.stderr
+
+
+@pytest.mark.slow
+def test_decoding_takes_little_memory(folder, tmp_path):
+    """The pixels are more than any of the processes may take."""
+    for name in ("cat", "dog"):
+        for number in range(200):
+            Image.new("RGB", (8, 8), (number, 0, ord(name[0]))).save(tmp_path / "data" / name / f"{number}.png")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef build(num_classes):\n    return nn.Sequential(nn.Conv2d(3, 8, 16, stride=16), "
+        "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
+    )
+    code = "import resource, runpy; resource.setrlimit(resource.RLIMIT_DATA, (1_200_000_000, 1_200_000_000)); "
+    code += "runpy.run_module('harness.tune', run_name='__main__')"
+    words = ["space=quick", "trial.architecture=net.py", "data.name=images", f"data.root={tmp_path}/data"]
+    words += ["data.size=1024", "trial.batch_size=2", "dry_run=true"]
+    done = command("-c", code, *words, cwd=tmp_path, HARNESS_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.npy")) > 1.25e9
+
+
+@pytest.mark.slow
+def test_the_c_locale(tmp_path):
+    """Names of classes and files that are not ASCII, where no language is set."""
+    for name in ("é", "ü-日本"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (8, 8), (number, len(name), 0)).save(tmp_path / "data" / name / f"ö{number}.png")
+    words = ["space=quick", "data.name=images", "data.root=data", "run=ré", "stages=[search,report]"]
+    words += ["search.samples=1", "trial.epochs=1", "trial.batch_size=8"]
+    locale = {"LC_ALL": "C", "LANG": "", "PYTHONIOENCODING": ""}
+    done = command("-m", "harness.tune", *words, cwd=tmp_path, **locale)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ü-日本" in (tmp_path / "ré" / "report" / "index.html").read_text(encoding="utf-8")

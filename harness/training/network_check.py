@@ -73,14 +73,15 @@ def _check(trial: Trial, data: Dataset, make: Make) -> list[str]:
         try:
             with _time_limit():
                 return list(_checked(trial, part, make, data, torch.device(device)))
-        except (_Fails, _TakesTooLong) as error:
+        except (_Fails, _TakesTooLong, MemoryError, RuntimeError) as error:  # memory also outside of the network
             if device != devices[-1]:  # a network may work, or be fast enough, on a GPU alone
                 continue
             if isinstance(error, _TakesTooLong):
                 reason = f"{IMAGES} images take the network more than {SECONDS:g} s: it hangs, or is far too large"
                 raise _bad(trial, reason, "give another") from error
             hint = "; or give trial.memory_format=auto" if trial.memory_format == "channels_last" else ""
-            raise _bad(trial, str(error), f"fix the network{hint}") from error
+            reason = str(error) if isinstance(error, _Fails) else f"fails on {IMAGES} images: {_first_line(error)}"
+            raise _bad(trial, reason, f"fix the network{hint}") from error
     raise AssertionError
 
 
