@@ -62,29 +62,23 @@ def main(config: Noise) -> int:
     from harness.run.trust import trusted_run
 
     run = trusted_run(config.run, config.trust)
-    if not (files := list(run.path.glob("exported/*/manifest.json"))):
+    file = next(run.path.glob("exported/*/manifest.json"), None)
+    if file is None:
         raise NotYet(f"run={run.path}: nothing is exported; run `python -m export` first")
-    file = files[0]
     manifest = Manifest.read(file)
     artifact = Artifact(file.parent, manifest, config.file)
     data = load_dataset(run.recorded().data_config)
     threads = config.threads or system.environment().cores
-    settings = Benchmark(
-        batch_sizes=[config.batch_size],
-        replicates=config.replicates,
-        rounds=config.rounds,
-        round_seconds=config.round_seconds,
-    )
+    same = config.model_dump(include={"replicates", "rounds", "round_seconds"})
+    settings = Benchmark(batch_sizes=[config.batch_size], **same)
     progress, ratios = Progress(), list[Json]()
     with tempfile.TemporaryDirectory() as folder, progress.live():
         normalize = Normalizer(Normalization.model_validate(manifest.normalization), torch.device("cpu"), "contiguous")
         images = Path(folder) / "images.npy"
         np.save(images, normalize(torch.from_numpy(data.test.images[data.test.rows])).numpy())
         (Path(folder) / "slowed.py").write_text(PLANTED.format(share=config.planted))
-        arms = []
-        for runtime in ("onnxruntime", str(Path(folder) / "slowed.py")):
-            check = Check(artifact, runtime, "cpu")
-            arms.append(Arm(check.name, check, "float32", accuracy=artifact.entry.parity))
+        checks = [Check(artifact, one, "cpu") for one in ("onnxruntime", str(Path(folder) / "slowed.py"))]
+        arms = [Arm(check.name, check, "float32", accuracy=artifact.entry.parity) for check in checks]
         storage.write_atomically(arms[1].check.answers, arms[0].check.answers.read_bytes())
         largest = float(np.abs(np.load(arms[0].check.answers)).max())
         for number in range(config.sittings):

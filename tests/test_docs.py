@@ -12,7 +12,8 @@ from harness.config.command_line import help_text
 
 ROWS = [line.split("|")[1:4] for line in (TOP / "docs" / "terms.md").read_text().splitlines() if line.startswith("| ")]
 AVOIDED = [word.strip() for _, _, words in ROWS[1:] for word in words.split(",") if word.strip()]
-PAGES = [path for path in [*TOP.glob("*.md"), *(TOP / "docs").glob("*.md")] if path.name not in ("terms.md", "LICENSE")]
+FOLDERS = (TOP, TOP / "docs", TOP / "tests", TOP / "tests" / "faults")
+PAGES = [path for folder in FOLDERS for path in folder.glob("*.md") if path.name != "terms.md"]
 SOURCES = [
     path
     for package in ("architectures", "benchmarks", "export", "harness", "tune_spaces")
@@ -30,7 +31,14 @@ def test_there_are_words_to_avoid():
     assert found_in("a torn file, fixed by hand") == ["by hand", "torn"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_test_that_a_page_names_is_there():
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?", (TOP / "tests" / "README.md").read_text())
+    assert len(named) > 60
+    for file, name in named:
+        assert f"def {name}(" in (TOP / "tests" / file).read_text() if name else (TOP / "tests" / file).is_file(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
 def test_pages(page):
     assert found_in(page.read_text()) == []
 

@@ -23,8 +23,8 @@ def test_a_command_that_comes_too_early(module, missing, said, run, tmp_path, mo
     shutil.rmtree(run.path / missing)
     more = [f"image={__file__}"] if "inspect" in module else []
     monkeypatch.setattr(sys, "argv", [module, f"run={run.path}", *more])
-    with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the module is known already
+    warnings.simplefilter("ignore")  # the module is known already
+    with pytest.raises(SystemExit) as ended:
         runpy.run_module(module, run_name="__main__")
     code = ended.value.code
     line = capsys.readouterr().err
