@@ -14,6 +14,7 @@ from export import SERVED_BY, Artifact, parity
 from export.check import Check
 from export.formats import CALIBRATION_IMAGES, FORMATS, Format, NotPossible, Source
 from export.process import RuntimeProcess, memory_limit
+from export.recorded import check_answers
 from export.runtimes import Unavailable
 from harness.config import Export
 from harness.config.errors import NotYet
@@ -25,12 +26,10 @@ from harness.run.directory import RunDirectory
 from harness.run.manifest import Digest, ExportTiming, FileEntry, FileInput, Manifest, Mistakes
 from harness.run.progress import Progress
 from harness.run.provenance import network_files
-from harness.run.records import WEIGHTS_FILE, TrialRecord, read_correct
+from harness.run.records import WEIGHTS_FILE, TrialRecord
 from harness.run.trust import check_network_code
 from harness.stats.ranking import rank, winning_trial
 from harness.training.network import reference_network, restore_network
-
-SAME = 0.002  # share of test images that rounding may classify otherwise
 
 
 def export_winner(run: RunDirectory, settings: Export, progress: Progress) -> None:
@@ -128,7 +127,12 @@ class Exporter:
         precision = str(dtype).removeprefix("torch.")
         counter = self.progress.counter(f"exporting: PyTorch's {precision} logits, images")
         self.reference = parity.predict_all(answer, self.test, counter)
-        self._check_accuracy(self.reference.argmax(1) == self.labels)
+        check_answers(
+            self.record,
+            self.trained,
+            self.reference.argmax(1) == self.labels,
+            lambda: parity.predict_all(answer, self.source.validation).argmax(1) == self.source.labels,
+        )
         storage.write_array(self.folder / "reference.npy", self.reference)
         sha256 = storage.sha256(self.folder / "reference.npy")
         self.manifest.reference = Digest.model_validate({"precision": precision, "sha256": sha256})
@@ -213,20 +217,6 @@ class Exporter:
         if not file.exists():
             np.save(file, self.pixels if uint8 else self.test)
         return file
-
-    def _check_accuracy(self, correct: npt.NDArray[np.bool_]) -> None:
-        """Raises RuntimeError where the network does not answer as the trained one did: it may be other code."""
-        before = read_correct(self.trained, self.record, len(correct))
-        differing = 0
-        if before is not None:
-            differing = int((before != correct).sum())
-        elif (recorded := self.record.metrics.test_accuracy) is not None:
-            differing = round(abs(recorded - float(correct.mean())) * len(correct))
-        if differing > max(2, SAME * len(correct)):
-            raise RuntimeError(
-                f"the network answers {differing:,} of {len(correct):,} test images otherwise than when it was "
-                "trained: its code, or the libraries that compute it, have changed; restore them, or give run=NEW"
-            )
 
     def finish(self) -> None:
         """Put the files in the place of an earlier export's, the manifest last.

@@ -1,6 +1,7 @@
 """Which code a result belongs to: files of one name in different folders do not mix, and a network that was edited
 after training is not exported, measured or looked at."""
 
+import shutil
 import sys
 
 import numpy as np
@@ -8,12 +9,12 @@ import pytest
 from conftest import exported
 
 from export.exporter import Exporter, export_winner
+from export.recorded import check_answers
 from harness.config import Export, Trial
-from harness.data.dataset import load_dataset
 from harness.run import storage, trust
-from harness.run.directory import RunDirectory
 from harness.run.progress import Progress
 from harness.run.provenance import code_digest, code_files
+from harness.run.records import read_correct, write_trial
 from harness.training.network import build_network
 
 NET = """
@@ -108,23 +109,38 @@ def test_a_comment_is_no_edit(own_run):
 
 
 def test_the_exported_accuracy_is_that_of_the_record(run):
-    """A network that answers otherwise than the trained one, whatever changed, is not exported; a good export stays."""
-    before = exported(run).read_bytes()
+    """A network that answers otherwise than the trained one, whatever changed, is not exported; where its trial has not
+    read the test images, those of validation decide."""
     record = next(r for r in run.trials() if r.id == exported(run).parent.name)
-    exporter = Exporter(run, record, Export(opset=18), load_dataset(run.recorded().data_config), Progress())
-    try:
-        exporter._check_accuracy(np.asarray(exporter_correct(run, record)))
-        with pytest.raises(RuntimeError, match="test images otherwise than when it was trained: its code"):
-            exporter._check_accuracy(~np.asarray(exporter_correct(run, record)))
-    finally:
-        exporter.close()
-    assert exported(run).read_bytes() == before
+    folder, images = run.trial_folder(record.id), run.recorded().data.test
+    correct = read_correct(folder, record, images)
+    assert correct is not None
+    check_answers(record, folder, correct, pytest.fail)
+    with pytest.raises(RuntimeError, match="test images otherwise than when it was trained: its code"):
+        check_answers(record, folder, ~correct, pytest.fail)
+    unread = record.model_copy(update={"correct_sha256": None})
+    check_answers(unread, folder, correct, pytest.fail)
+    unread.metrics = record.metrics.model_copy(update={"test_accuracy": None})
+    same = np.arange(1000) < round(1000 * record.metrics.val_accuracy)
+    check_answers(unread, folder, correct, lambda: same)
+    with pytest.raises(RuntimeError, match="1,000 validation images otherwise than when it was trained"):
+        check_answers(unread, folder, correct, lambda: np.zeros(1000, bool))
 
 
-def exporter_correct(run: RunDirectory, record):
-    from harness.run.records import read_correct
-
-    return read_correct(run.trial_folder(record.id), record, run.recorded().data.test)
+def test_a_search_alone_is_exported_by_its_validation(run):
+    """Its trial has read no test images: the real network answers the validation images as recorded."""
+    before = exported(run).parent
+    record = next(r for r in run.trials() if r.id == before.name)
+    record.metrics.test_accuracy = record.correct_sha256 = None
+    write_trial(run.trial_folder(record.id), record)
+    shutil.rmtree(before)
+    export_winner(run, Export(formats=["onnx"], uint8=False, opset=18), Progress())
+    assert exported(run).is_file()
+    record.metrics.val_accuracy = 1.0
+    write_trial(run.trial_folder(record.id), record)
+    shutil.rmtree(before)
+    with pytest.raises(RuntimeError, match="validation images otherwise than when it was trained"):
+        export_winner(run, Export(formats=["onnx"], uint8=False, opset=18), Progress())
 
 
 CRASH = {
