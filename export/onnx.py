@@ -2,37 +2,70 @@
 
 import contextlib
 import io
+import logging
 import os
 import tempfile
+import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import torch
 from torch import nn
 
+from harness.config.plugins import TOP
+
 
 def to_onnx(network: nn.Module, example: torch.Tensor, opset: int) -> onnx.ModelProto:
     """Export `network` (eval mode, float32, on the CPU): input `images`, output `logits`, dynamic batch dimension.
 
-    `example`: images [N, 3, H, W], N >= 2.
+    `example`: images [N, 3, H, W], N >= 2. Raises RuntimeError where PyTorch cannot export it, with the line of the
+    network that is the reason.
     """
     assert not network.training
     assert len(example) > 1, "a batch of one would be taken for a constant"
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # warnings about the exporter's internals
-        program = torch.onnx.export(
-            network,
-            (example,),
-            dynamo=True,
-            opset_version=opset,
-            dynamic_shapes=({0: "batch"},),
-            input_names=["images"],
-            output_names=["logits"],
-            verbose=False,
-        )
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=({0: "batch"},),
+                input_names=["images"],
+                output_names=["logits"],
+                verbose=False,
+            )
+        except Exception as error:
+            raise RuntimeError(f"PyTorch cannot export the network: {_cause(error)}") from error
     assert program is not None
     return program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter prints and logs about its internals."""
+    before = logging.root.manager.disable
+    text = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the first error in a chain, and the line of a user's file that it comes from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [""]
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if "site-packages" not in one.filename]
+    frames = [one for one in frames if not Path(one.filename).is_relative_to(TOP / "export")]
+    at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+    return f"{type(error).__name__}: {lines[0]}{at}"
 
 
 def save_onnx(model: onnx.ModelProto, path: Path, opset: int) -> None:

@@ -43,7 +43,7 @@ def predict_images(config: Predict) -> int:
     manifest = read_manifest(config.model)
     missing = [path for path in config.image if not path.is_file()]
     if missing:
-        raise BadInput(f"image={missing[0]}: no such file; give the path of an image")
+        raise BadInput(f"image={missing[0]}: is no file; give the path of an image")
     artifact = Artifact(config.model.absolute().parent, manifest, config.model.name)
     if not storage.is_intact(artifact.path, artifact.entry.sha256):
         raise BadInput(f"model={config.model}: its SHA-256 differs from manifest.json; export it again")

@@ -6,6 +6,7 @@ run.trials, run.winner, run.files
 """
 
 import contextlib
+import difflib
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -52,6 +53,7 @@ def tune(
     values |= {name: value for name, value in (("run", run), ("stages", stages)) if value is not None}
     check_not_shadowed()
     for name, section in sections.items():
+        _check_section(name, section)
         own = section.model_dump(exclude_unset=True) if isinstance(section, Strict) else section
         options = own.get("options", {})  # values of any form, mappings too
         values |= flatten({**own, "options": {}}, f"{name}.", keep_lists=True)
@@ -62,6 +64,18 @@ def tune(
     ):
         raise RuntimeError(f"a trial or a stage failed; see {resolved.run / 'run.log'}")
     return open_run(resolved.run)
+
+
+def _check_section(name: str, section: object) -> None:
+    """Raises BadInput where an argument of `tune` is no section of the configuration."""
+    types: dict[str, Any] = {one: info.annotation for one, info in Tune.model_fields.items()}
+    known = [one for one, kind in types.items() if isinstance(kind, type) and issubclass(kind, Strict)]
+    if name not in known:
+        close = difflib.get_close_matches(name, [*known, "run", "stages"], n=1)
+        hint = f"did you mean {close[0]}?" if close else f"give run, stages, {', '.join(known)}"
+        raise BadInput(f"{name}: unknown; {hint}")
+    if not isinstance(section, Mapping | Strict):
+        raise BadInput(f"{name}: give a mapping of its keys, not a {type(section).__name__}")
 
 
 def export(run: Path | str, *, trust: bool = False, **settings: Any) -> dict[str, Path]:

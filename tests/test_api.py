@@ -126,3 +126,35 @@ def test_arrays_that_cannot_be_trained_on(images, labels, message):
 
     with pytest.raises(BadInput, match=message):
         train(Trial(epochs=1), (images, labels))
+
+
+LABELS = np.arange(40) % 2
+IMAGES = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda h: h.train(h.Trial(), (IMAGES, LABELS, IMAGES, LABELS)),
+            r"data: 4 arrays: give a pair .* a Decoded for",
+        ),
+        (lambda h: h.train(h.Trial(), IMAGES), "data: a ndarray: give a pair"),
+        (lambda h: h.train(h.Trial(), "folder"), r"data: a str: give a pair .* or Data\(name='images', root=DIR\)"),
+        (lambda h: h.train(h.Trial(), (IMAGES, LABELS + 1)), "data: no image has the label 0"),
+        (
+            lambda h: h.train(h.Trial(), (IMAGES, LABELS), model=len),
+            "model: a builtin_function_or_method: give a torch",
+        ),
+        (lambda h: h.train(h.Trial(), (IMAGES, LABELS), folder=__file__), "folder=.*is not a folder"),
+        (lambda h: h.train(h.Trial(), (IMAGES, LABELS), folder=TOP), "holds something else than a trial"),
+        (lambda h: h.tune("quick", stage=["search"]), "stage: unknown; did you mean stages"),
+        (lambda h: h.tune("quick", trial=3), "trial: give a mapping of its keys"),
+        (lambda h: h.open_run("nowhere"), "no run directory"),
+    ],
+)
+def test_calls_that_cannot_be(call, message):
+    import harness
+
+    with pytest.raises(harness.BadInput, match=message):
+        call(harness)

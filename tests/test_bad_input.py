@@ -72,7 +72,7 @@ COMMANDS = {
     f"{QUICK} trial.presision=float32": "did you mean trial.precision?",
     f"{QUICK} trial.architecture=finall": "did you mean final?",
     f"{QUICK} data.name=digit": "did you mean digits?",
-    f"{QUICK} search.variants=x": "search.variants=x: input should be a valid list",
+    f"{QUICK} search.variants=x": "search.variants=x: give a list: search.variants=[x]",
     f"{QUICK} trial.epochs=1.5": "valid integer",
     f"{QUICK} trial.augmentation.flip=maybe": "valid boolean",
     f"{QUICK} {'x' * 100_000}=1": "unknown key",

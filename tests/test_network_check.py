@@ -97,6 +97,25 @@ REFUSED = {
         + TAIL,
         "a new network with the same weights answers otherwise",
     ),
+    "statistics that are not saved": (
+        HEAD + "        self.register_buffer('mean', torch.zeros(512), persistent=False)\n"
+        "    def forward(self, x):\n        h = F.relu(self.norm(self.conv(x))).flatten(1)\n"
+        "        if self.training:\n            self.mean += 0.1 * (h.mean(0).detach() - self.mean)\n"
+        "        return self.head(h - self.mean)\n" + TAIL,
+        "training changes something that is not saved",
+    ),
+    "a count of steps": (
+        HEAD + "        self.steps = 0\n    def forward(self, x):\n        self.steps += self.training\n"
+        "        return self.head(F.relu(self.norm(self.conv(x))).flatten(1)) * min(1, self.steps / 10)\n" + TAIL,
+        "training changes something that is not saved",
+    ),
+    "an average of weights beside them": (
+        HEAD + "        self.average = self.head.weight.detach().clone()\n    def forward(self, x):\n"
+        "        h = F.relu(self.norm(self.conv(x))).flatten(1)\n        if self.training:\n"
+        "            self.average = self.average * 0.9 + 1\n            return self.head(h)\n"
+        "        return F.linear(h, self.average)\n" + TAIL,
+        "answers otherwise",
+    ),
     "lazy layers": (
         "from torch import nn\ndef build(num_classes):\n"
         "    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))",
@@ -181,6 +200,8 @@ TRAINED = {
                            "answers with probabilities, not logits"),
     "softmax layer": (HEAD + "        self.soft = nn.Softmax(1)\n    def forward(self, x):\n        "
                       + PLAIN.replace("return ", "return self.soft(") + ")" + TAIL, "leave out the softmax"),
+    "a seed of its own": (HEAD.replace("super().__init__()", "super().__init__()\n        torch.manual_seed(3)")
+                          + "    def forward(self, x):\n        " + PLAIN + TAIL, "same weights whatever the seed"),
     "log softmax": (forward(BODY, "return F.log_softmax(self.head(h), 1)"), ""),
     "float inside": (forward("x = x.float()", *MANY, "return self.head(h.flatten(1))"), "cannot compute in float64"),
     "float32 constant inside": (

@@ -118,7 +118,7 @@ def run_command(
         if debug:
             traceback.print_exc()
         if isinstance(error, StorageError):
-            _print_error(f"{error}; free some space there, and run the same command again")
+            _print_error(str(error))
         else:
             _print_error(f"{type(error).__name__}: {error or 'no message'}; run with --debug for a traceback")
         return 1

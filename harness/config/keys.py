@@ -121,6 +121,11 @@ def build_config(model: type[M], tree: dict[str, Any], where: str = "") -> M:
             raise BadInput(f"{where}{name}=: {name} is missing; give {name}=VALUE") from error
         if first["type"] == "too_short":
             reason = f"has {len(first['input'])} values; give at least {first['ctx']['min_length']}"
+        elif first["type"] == "list_type" and isinstance(first["input"], str):
+            reason = f"give a list: {name}=[{first['input']}]"
+        elif first["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(name, [key.name for key in keys(model)], n=1)
+            reason = "unknown key" + (f"; did you mean {close[0]}?" if close else "")
         subject = f"{name}={first['input']}" if not isinstance(first["input"], dict) else name
         known = next((key for key in keys(model) if key.name == name), None)
         choices = re.findall(r"'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []

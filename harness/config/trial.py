@@ -128,12 +128,20 @@ class Data(Strict):
     name: str = plugin_field("harness.data.datasets", "cifar10")
     root: Path | None = Field(None, description="folder of the files; cifar10 is downloaded there if absent")
     size: int | None = Field(None, ge=1, le=4096, description="images: resize to this side length in pixels")
-    limit: int | None = Field(None, ge=2, le=10**9, description="only the first n training images of each class")
+    limit: int | None = Field(
+        None, ge=2, le=10**9, description="only the first n training images of each class, before any are held out"
+    )
     classes: list[str] | None = Field(
         None, min_length=2, max_length=100_000, description="classes to use, in this order; default all"
     )
-    validation: Fraction = Field(0.1, gt=0, description="fraction of each class's training images held out")
-    split_seed: int = Field(0, ge=0, le=MOST_SEED, description="draws the validation images")
+    validation: Fraction = Field(
+        0.1,
+        gt=0,
+        description="fraction of each class held out for validation; without a test part, as much again for test",
+    )
+    split_seed: int = Field(
+        0, ge=0, le=MOST_SEED, description="draws the images held out: validation, and test where there is no test part"
+    )
 
     @field_validator("root")
     @classmethod

@@ -16,6 +16,7 @@ import numpy as np
 from harness.config import BadInput, Data, plugins
 from harness.data.splits import Dataset, Digests, split_images
 from harness.run.cache import cache_folder
+from harness.run.provenance import network_files
 from harness.run.storage import storage_errors_of
 
 OnProgress = Callable[[int, int], None]
@@ -56,6 +57,8 @@ def load_dataset(data: Data, progress: OnProgress | None = None) -> Dataset:
     """
     decode = plugins.load("harness.data.datasets", data.name, "decode")
     identity = f"{data.name} {data.size} {dataset_identity(data)} {FORMAT}"
+    if data.name.endswith(".py"):  # other code may decode the same files otherwise
+        identity += json.dumps(network_files(data.name))
     folder = cache_folder("datasets") / hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16]
     if not folder.is_dir():
         from filelock import FileLock
@@ -101,7 +104,10 @@ def dataset_of(decoded: Decoded, data: Data) -> Dataset:
     arrays = {f"{part}_images": images for part, (images, _) in decoded.parts.items()}
     arrays |= {f"{part}_labels": labels for part, (_, labels) in decoded.parts.items()}
     arrays |= {f"{part}_digests": image_digests(images) for part, (images, _) in decoded.parts.items()}
-    return split_images(data, decoded.classes, _digest(decoded), arrays, decoded.notes)
+    try:
+        return split_images(data, decoded.classes, _digest(decoded), arrays, decoded.notes)
+    except BadInput as error:  # `data` only says how to split
+        raise BadInput(str(error).replace(f"data.name={data.name}", "data", 1)) from error
 
 
 def check_arrays(decoded: Decoded, subject: str) -> None:

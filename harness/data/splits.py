@@ -62,7 +62,8 @@ def split_images(
     if data.classes is not None:
         classes, arrays = _chosen(data, classes, arrays)
     if len(classes) < 2:
-        raise BadInput(f"data.name={data.name}: one class only ({classes[0]}); a classifier needs two or more")
+        deeper = f": if its folders are the classes, give data.root=.../{classes[0]}" if data.root else ""
+        raise BadInput(f"data.name={data.name}: one class only ({classes[0]}); a classifier needs two or more{deeper}")
     given = {part: np.flatnonzero(arrays[f"{part}_labels"] >= 0) for part in PARTS if f"{part}_labels" in arrays}
     splits = {p: Split(arrays[f"{p}_images"], arrays[f"{p}_labels"], rows) for p, rows in given.items()}
     parts = {p: (arrays[f"{p}_digests"][rows], arrays[f"{p}_labels"][rows]) for p, rows in given.items()}
@@ -155,9 +156,10 @@ def _hold_out(
         own = rows[labels[rows] == c]
         count = max(1, round(len(own) * data.validation))
         if len(own) <= count:
+            smaller = "" if count == 1 else ", a smaller data.validation"
             raise BadInput(
                 f"data.name={data.name}: class {name} has {len(own)} training images, too few to hold out {count} "
-                f"for {purpose}; give more images or leave the class out"
+                f"for {purpose}; give more images{smaller}, or leave the class out"
             )
         seed = hashlib.sha256(f"{data.split_seed} {purpose} {c}".encode()).digest()
         order = np.random.default_rng(list(seed)).permutation(own)

@@ -2,6 +2,7 @@
 
 import io
 import textwrap
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from harness.training.timers import KINDS
 
 sns.set_theme(style="whitegrid", context="notebook", palette="colorblind", font_scale=0.9)
 matplotlib.rcParams["text.parse_math"] = False  # names of classes and variants are no formulas
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of such names: a box takes its place
 
 
 WIDTH = 7.5  # inches; the page shows them at most this wide

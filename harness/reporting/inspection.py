@@ -28,7 +28,7 @@ def inspect_trial(config: Inspect) -> int:
 
     run = trusted_run(config.run, config.trust)
     if not config.image.is_file():
-        raise BadInput(f"image={config.image}: no such file; give the path of an image")
+        raise BadInput(f"image={config.image}: is no file; give the path of an image")
     recorded = run.recorded()
     record = chosen(run, config.trial, recorded.metric)
     check_network_code(run, record)

@@ -202,7 +202,9 @@ class RunDirectory:
                 other.unlink()
 
     def check_own(self) -> None:
-        """Raises BadInput where the run holds links or pipes: what they lead to must not be written, or would hang."""
+        """Raises BadInput where the run is not writable, or holds links or pipes: what they lead to must not be
+        written, or would hang."""
+        storage.check_writable(self.path, "run")
         for folder, folders, files in os.walk(self.path):
             for name in (*folders, *files):
                 path = Path(folder, name)
@@ -216,7 +218,6 @@ class RunDirectory:
         """Lock the run. Raises BadInput where another process works on it; a killed process holds no lock."""
         from filelock import FileLock, Timeout
 
-        storage.check_writable(self.path, "run")
         self.check_own()
         owner = self.path / OWNER
         with storage.storage_errors_of(owner):

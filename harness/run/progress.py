@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from harness.config.errors import StorageError, shown
+from harness.config.errors import LONGEST, StorageError, shown
 from harness.run.storage import storage_errors_of
 
 PLAIN_EVERY_SECONDS = 20.0
@@ -35,7 +35,7 @@ class Progress:
     def failure(self, what: str, error: BaseException) -> None:
         """Print one line; write the traceback to run.log."""
         lines = str(error).strip().splitlines()
-        self.line(f"{what}: {type(error).__name__}: {lines[0] if lines else ''}")
+        self.line(f"{what}: {type(error).__name__}: {shown(lines[0], LONGEST) if lines else ''}")
         self._append("".join(traceback.format_exception(error)))
 
     def _append(self, text: str) -> None:

@@ -83,7 +83,9 @@ def storage_errors_of(path: Path) -> Iterator[None]:
         free = "unknown"
         with contextlib.suppress(OSError):
             free = f"{shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free:,}"
-        raise StorageError(f"{path}: {os.strerror(error.errno).lower()}, {free} bytes free there") from error
+        remedy = "give another place" if error.errno == errno.EROFS else "free some space there"
+        reason = f"{os.strerror(error.errno).lower()}, {free} bytes free there"
+        raise StorageError(f"{path}: {reason}; {remedy}, and run the same command again") from error
 
 
 def write_atomically(path: Path, content: bytes | str, *, private: bool = False) -> None:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.config import BadInput, Trial, Tune
+from harness.config.keys import flatten
 from harness.run.records import DataRecord, RunRecord
+from harness.run.storage import Json
 from harness.search.resolution import Resolved
 from harness.search.trials import TrialGenerator
 
@@ -85,7 +87,7 @@ def check_before_start(resolved: Resolved, run: "RunDirectory", recorded: RunRec
     """Check what needs no decoded data and no started process. Raises BadInput where a check fails."""
     from harness.config import plugins
     from harness.data.dataset import dataset_identity
-    from harness.run import gpus, storage, system
+    from harness.run import storage
     from harness.run.cache import cache_folder
     from harness.run.directory import LOCK, OWNER
 
@@ -96,8 +98,8 @@ def check_before_start(resolved: Resolved, run: "RunDirectory", recorded: RunRec
     is_ours = is_ours and ((run.path / "trials").is_dir() or not (run.path / "trials.csv").exists())
     if run.path.exists() and recorded is None and not is_ours:
         raise BadInput(f"run={run.path}: exists and is not a run directory; give another path")
-    if recorded and recorded.identity != resolved.identity:
-        raise BadInput(f"run={run.path}: has another space, other trial.* or other data.* values; give run=NEW")
+    if recorded and (differing := _differing(recorded.identity, resolved.identity)):
+        raise BadInput(f"run={run.path}: was begun with {differing}; give the same, or run=NEW")
     before = recorded.weights if recorded else {}
     if changed := [file for file, digest in resolved.weights.items() if before.get(file, digest) != digest]:
         raise BadInput(f"run={run.path}: {changed[0]} changed since its trials started from it; give run=NEW")
@@ -112,6 +114,24 @@ def check_before_start(resolved: Resolved, run: "RunDirectory", recorded: RunRec
             f"search.asha.grace_epochs={config.search.asha.grace_epochs}: must be less than "
             f"trial.epochs={config.trial.epochs}; give a smaller one or search.scheduler=fifo"
         )
+    if config.search.scheduler != "fifo" and resolved.space.variants:
+        raise BadInput(
+            f"search.scheduler={config.search.scheduler}: would stop seeds of a variant by how good they are, and so "
+            "falsify its mean; use fifo for an ablation"
+        )
+    _check_machine(config)
+    dataset_identity(config.data)
+
+
+def _check_machine(config: Tune) -> None:
+    """Raises BadInput where this machine has not what is asked for."""
+    from harness.run import gpus, system
+
+    if "://" in (config.resources.address or ""):
+        raise BadInput(
+            f"resources.address={config.resources.address}: Ray Client is not supported; start the command on a node "
+            "of the cluster, with resources.address=auto or HOST:PORT"
+        )
     wanted = config.resources.gpus_per_trial or 0
     if wanted and not config.resources.address and gpus.usable() < wanted:
         raise BadInput(
@@ -122,17 +142,24 @@ def check_before_start(resolved: Resolved, run: "RunDirectory", recorded: RunRec
         raise BadInput("benchmark.device=cuda: PyTorch sees no GPU on this machine; use auto or cpu")
     if "benchmark" in config.stages and "device" in config.benchmark.scopes and gpus.usable() == 0:
         raise BadInput(f"benchmark.scope={config.benchmark.scope}: PyTorch sees no GPU on this machine; use host")
-    if config.search.scheduler != "fifo" and resolved.space.variants:
-        raise BadInput(
-            f"search.scheduler={config.search.scheduler}: would stop seeds of a variant by how good they are, and so "
-            "falsify its mean; use fifo for an ablation"
-        )
     cores = system.environment().cores
     if (config.resources.cpus_per_trial or 0) > cores and not config.resources.address:
         raise BadInput(
             f"resources.cpus_per_trial={config.resources.cpus_per_trial:g}: this machine has {cores}; ask for less"
         )
-    dataset_identity(config.data)
+
+
+def _differing(before: Json, now: Json) -> str:
+    """What a run was begun with, where it differs; empty if nothing does. Where images are does not count: their
+    fingerprint does."""
+
+    def of(identity: Json) -> Json:
+        found = flatten({"space": identity.get("space"), "data": {**identity.get("data", {}), "root": None}})
+        return found | {f"trial.{key}": value for key, value in identity.get("pinned", {}).items()}
+
+    first, second = of(before), of(now)
+    changed = sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
+    return ", ".join(f"{key}={first[key]}" if key in first else f"no {key}" for key in changed[:4])
 
 
 def check_trials(planner: "TrialGenerator", run: "RunDirectory") -> None:
@@ -179,6 +206,11 @@ def check_networks(resolved: Resolved, planner: "TrialGenerator", data: "Dataset
         if trial.batch_size > len(data.train):
             raise BadInput(
                 f"trial.batch_size={trial.batch_size}: more than the {len(data.train)} training images; give less"
+            )
+        if trial.schedule.warmup_epochs >= trial.epochs:
+            raise BadInput(
+                f"trial.schedule.warmup_epochs={trial.schedule.warmup_epochs:g}: the learning rate would never reach "
+                f"trial.optimizer.lr in trial.epochs={trial.epochs}; give less"
             )
         if local:
             ExecutionPlan.of(trial, pick_device(resolved.config.resources.device))

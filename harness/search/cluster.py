@@ -96,11 +96,6 @@ def cluster(resources: Resources) -> Iterator[list[dict[str, float]]]:
 
 def _check_answers(address: str) -> None:
     """Raises BadInput where no cluster answers that ray.init could join."""
-    if "://" in address:
-        raise BadInput(
-            f"resources.address={address}: Ray Client is not supported; start the command on a node of the cluster, "
-            "with resources.address=auto or HOST:PORT"
-        )
     if reason := _why_not(address):
         raise _cannot_join(address, reason)
 

@@ -117,7 +117,10 @@ def build_network(trial: Trial, num_classes: int, input_size: int, *, restoring:
         given = " ".join(f"trial.options.{name}={value}" for name, value in trial.options.items())
         subject = f"trial.architecture={trial.architecture} {given}".strip()
         reason = error if isinstance(error, ValueError | TypeError | RuntimeError | OSError) else repr(error)
-        raise BadInput(f"{subject}: {reason}; `python -m architectures` lists networks and options") from error
+        own = "fix build(), or its options" if trial.architecture.endswith(".py") else ""
+        raise BadInput(
+            f"{subject}: {reason}; {own or '`python -m architectures` lists networks and options'}"
+        ) from error
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
         raise BadInput(f"trial.architecture={trial.architecture}: build() returns a {kind}; return a torch.nn.Module")

@@ -32,6 +32,9 @@ COPIES = 4  # of the weights in a training: gradients, state of the optimiser, k
 INDEPENDENT = 1e-3  # largest difference of a logit, relative to the largest one, that another batch may make
 FORGOTTEN = 0.25  # share of a batch norm's first statistics that may be left at the end of a training
 
+SEEDLESS = (
+    "starts from the same weights whatever the seed (torch.manual_seed in build()?): seeds differ less than they do"
+)
 
 Make = Callable[[bool], nn.Module]  # makes the network; the argument: whether weights are restored into it
 
@@ -50,10 +53,10 @@ def check_network(trial: Trial, data: Dataset, model: nn.Module | None = None) -
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return _check(trial, data, make)
+        return _check(trial, data, make, seeded=model is None and "weights" not in trial.options)
 
 
-def _check(trial: Trial, data: Dataset, make: Make) -> list[str]:
+def _check(trial: Trial, data: Dataset, make: Make, seeded: bool) -> list[str]:
     _check_size(trial, data)
     try:
         network = make(False)
@@ -65,6 +68,7 @@ def _check(trial: Trial, data: Dataset, make: Make) -> list[str]:
         raise _bad(trial, "has no weights to train", "let build() return a network with parameters")
     if empty := [name for name, one in network.named_parameters() if not one.numel()]:
         raise _bad(trial, f"{empty[0]} has no elements: a layer has a width of 0", "give it a width")
+    notes = [SEEDLESS] if seeded and _has_same_weights(network, make) else []
     rows = torch.from_numpy(data.train.rows[: max(1, min(trial.batch_size, IMAGES))].copy())
     images = torch.from_numpy(data.train.images[rows.numpy()])
     part = DeviceSplit(images, torch.from_numpy(data.train.labels[rows.numpy()]), torch.arange(len(rows)))
@@ -72,7 +76,7 @@ def _check(trial: Trial, data: Dataset, make: Make) -> list[str]:
     for device in devices:
         try:
             with _time_limit():
-                return list(_checked(trial, part, make, data, torch.device(device)))
+                return notes + list(_checked(trial, part, make, data, torch.device(device)))
         except (_Fails, _TakesTooLong, MemoryError, RuntimeError) as error:  # memory also outside of the network
             if device != devices[-1]:  # a network may work, or be fast enough, on a GPU alone
                 continue
@@ -83,6 +87,14 @@ def _check(trial: Trial, data: Dataset, make: Make) -> list[str]:
             reason = str(error) if isinstance(error, _Fails) else f"fails on {IMAGES} images: {_first_line(error)}"
             raise _bad(trial, reason, f"fix the network{hint}") from error
     raise AssertionError
+
+
+def _has_same_weights(network: nn.Module, make: Make) -> bool:
+    """Whether a network that is made with another seed has the same weights."""
+    torch.manual_seed(1)
+    other = dict(make(False).named_parameters())
+    weights = dict(network.named_parameters())
+    return weights.keys() == other.keys() and all(torch.equal(one, other[name]) for name, one in weights.items())
 
 
 def _check_size(trial: Trial, data: Dataset) -> None:
@@ -170,7 +182,7 @@ def _checked(trial: Trial, part: DeviceSplit, make: Make, data: Dataset, device:
     plan = ExecutionPlan(device.type, precision, "off", memory_format, torch.get_num_threads())
     if not takes_fused(network):
         yield "has parameters that fused optimisers refuse: its optimiser is not fused"
-    yield from _trained(network, trial, part, plan, classes)
+    yield from _trained(network, trial, part, plan, classes, make)
     yield from _batch_norms(network, trial.epochs * (images // trial.batch_size))
 
 
@@ -221,7 +233,9 @@ def _restored(network: nn.Module, make: Make) -> nn.Module:
     return other
 
 
-def _trained(network: nn.Module, trial: Trial, part: DeviceSplit, plan: ExecutionPlan, classes: int) -> Iterator[str]:
+def _trained(
+    network: nn.Module, trial: Trial, part: DeviceSplit, plan: ExecutionPlan, classes: int, make: Make
+) -> Iterator[str]:
     """One step, as a trial makes it."""
     device = torch.device(plan.device)
     step = make_step(network.train(), trial, plan, device)
@@ -241,6 +255,15 @@ def _trained(network: nn.Module, trial: Trial, part: DeviceSplit, plan: Executio
         raise _Fails("no weight gets a gradient from the loss")
     if without:
         yield f"{len(without)} parameters get no gradient, such as {without[0]}"
+    inputs = step.normalize(part.images)
+    with torch.no_grad():
+        logits = _logits(step.network.eval(), inputs, classes, "after a training step")
+        other = to_device(_restored(step.network, make), device, plan.memory_format).eval()
+        if _differ(_logits(other, inputs, classes, "after a training step"), logits):
+            raise _Fails(
+                "training changes something that is not saved: a new network with its weights then answers otherwise "
+                "(keep it in a buffer, by register_buffer without persistent=False)"
+            )
 
 
 def _batch_norms(network: nn.Module, steps: int) -> Iterator[str]:
