@@ -10,7 +10,7 @@ from conftest import exported
 
 from export.exporter import Exporter, export_winner
 from export.recorded import check_answers
-from harness.config import Export, Trial
+from harness.config import BadInput, Export, Trial
 from harness.run import storage, trust
 from harness.run.progress import Progress
 from harness.run.provenance import code_digest, code_files
@@ -99,6 +99,21 @@ def test_an_edited_network_is_not_exported(edit, own_run, monkeypatch, capsys):
         assert f"user/{'net.py, user/other.py' if 'other' in text else name} changed since trial" in said
         assert said.count("\n") == 1
     assert exported(run).read_bytes() == before
+
+
+def test_weights_of_another_form_name_the_first_tensor(run, monkeypatch, capsys):
+    """As when the network reads its widths from a file, which has changed."""
+    from harness.training.network import restore_network
+
+    record = next(r for r in run.trials() if r.id == exported(run).parent.name)
+    wider = record.trial.model_copy(update={"options": {**record.trial.options, "hidden": [17]}})
+    folder = run.trial_folder(record.id)
+    with pytest.raises(
+        BadInput, match=r"do not fit it \(size mismatch for .*: it, or a file that it reads, has changed"
+    ):
+        restore_network(folder, wider, record.weights_sha256, 10, 32)
+    with pytest.raises(BadInput, match=r"do not fit it \(size mismatch for"):
+        restore_network(folder, record.trial, record.weights_sha256, 11, 32)
 
 
 def test_a_comment_is_no_edit(own_run):

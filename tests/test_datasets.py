@@ -132,6 +132,34 @@ def test_decoded_once(folder, monkeypatch):
     images(folder)
 
 
+def test_an_edited_decode_decodes_again(tmp_path):
+    """Also where `identity` says the same; a comment changes nothing."""
+    (tmp_path / "scaling.py").write_text("FACTOR = 2\n")
+    (tmp_path / "own.py").write_text(OWN)
+    data = Data(name=str(tmp_path / "own.py"))
+    assert load_dataset(data).train.images.max() == 78
+    (tmp_path / "own.py").write_text(OWN + "# says nothing\n")
+    assert load_dataset(data).train.images.max() == 78
+    (tmp_path / "own.py").write_text(OWN.replace("* FACTOR", "* FACTOR + 1"))
+    assert load_dataset(data).train.images.max() == 79
+    (tmp_path / "scaling.py").write_text("FACTOR = 3\n")
+    code = "import sys; from harness import Data; from harness.data.dataset import load_dataset; "
+    code += "print(load_dataset(Data(name=sys.argv[1])).train.images.max())"
+    assert command("-c", code, str(tmp_path / "own.py"), cwd=TOP).stdout == "118\n"
+
+
+OWN = """
+import numpy as np
+from scaling import FACTOR
+from harness.data.dataset import Decoded
+def identity(data):
+    return "v1"
+def decode(data, progress):
+    images = np.zeros((40, 8, 8, 3), np.uint8) + (np.arange(40, dtype=np.uint8) * FACTOR)[:, None, None, None]
+    return Decoded(("a", "b"), (images, np.arange(40) % 2), None)
+"""
+
+
 def test_killed_decode_leaves_nothing(folder, monkeypatch):
     monkeypatch.setattr(np, "save", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="no space"):

@@ -182,7 +182,7 @@ def test_other_data_under_the_same_run_is_refused(small_run):
     run, _ = small_run
     done = command(*SMALL_RUN, "data.limit=30", cwd=run.parent)
     assert done.returncode == 2
-    assert "was begun with data.limit=20; give the same, or run=NEW" in done.stderr
+    assert "was begun with data.limit=40; give the same, or run=NEW" in done.stderr
     done = command(*SMALL_RUN, "trial.epochs=3", cwd=run.parent)
     assert done.returncode == 2
 

@@ -163,7 +163,8 @@ def reference_network(network: nn.Module) -> nn.Module:
 def restore_network(folder: Path, trial: Trial, sha256: str | None, num_classes: int, input_size: int) -> nn.Module:
     """The network with the trained weights in `folder`, on the CPU in eval mode.
 
-    Raises ValueError where the weights are missing or corrupt (their SHA-256 is not `sha256`).
+    Raises ValueError where the weights are missing or corrupt (their SHA-256 is not `sha256`), BadInput where they do
+    not fit the network.
     """
     if not (folder / WEIGHTS_FILE).is_file():
         raise ValueError(
@@ -171,5 +172,12 @@ def restore_network(folder: Path, trial: Trial, sha256: str | None, num_classes:
             "the command again to train the trial again"
         )
     network = build_network(trial, num_classes, input_size, restoring=True)
-    load_tensors(network, checkpoints.load_weights(folder / WEIGHTS_FILE, sha256))
+    try:
+        load_tensors(network, checkpoints.load_weights(folder / WEIGHTS_FILE, sha256))
+    except RuntimeError as error:
+        *_, reason = str(error).strip().splitlines()[:2]
+        raise BadInput(
+            f"trial.architecture={trial.architecture}: the weights in {folder.name} do not fit it "
+            f"({reason.strip()[:120]}): it, or a file that it reads, has changed since it was trained; restore it, or train again with run=NEW"
+        ) from error
     return network.eval()
