@@ -178,6 +178,7 @@ def restore_network(folder: Path, trial: Trial, sha256: str | None, num_classes:
         *_, reason = str(error).strip().splitlines()[:2]
         raise BadInput(
             f"trial.architecture={trial.architecture}: the weights in {folder.name} do not fit it "
-            f"({reason.strip()[:120]}): it, or a file that it reads, has changed since it was trained; restore it, or train again with run=NEW"
+            f"({reason.strip()[:120]}): it, or a file that it reads, has changed since it was trained; restore it, or "
+            "train again with run=NEW"
         ) from error
     return network.eval()
