@@ -38,7 +38,7 @@ class Noise(StageConfig):
     rounds: int = Field(2, ge=1, description="interleaved measurements in a replicate")
     round_seconds: float = Field(0.1, gt=0, description="length of a measurement, at least one call")
     batch_size: int = Field(8, ge=1, description="images per call")
-    planted: float = Field(0.1, gt=0, description="share of each call by which the third arm is slower")
+    planted: float = Field(0.1, gt=0, le=10, description="share of each call by which the third arm is slower")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: one per usable core")
     file: str = Field("model.onnx", description="exported file, served by onnxruntime on the CPU")
     out: Path = Field(Path("noise.json"), description="JSON file for the results")
@@ -52,7 +52,7 @@ def main(config: Noise) -> int:
     from benchmarks.inference.summary import summarize_rounds
     from export import Artifact
     from export.check import Check
-    from harness.config import Benchmark, Normalization
+    from harness.config import BadInput, Benchmark, Normalization
     from harness.config.errors import NotYet
     from harness.data.batches import Normalizer
     from harness.data.dataset import load_dataset
@@ -66,6 +66,9 @@ def main(config: Noise) -> int:
     if file is None:
         raise NotYet(f"run={run.path}: nothing is exported; run `python -m export` first")
     manifest = Manifest.read(file)
+    if config.file not in manifest.files or manifest.files[config.file].format != "onnx":
+        known = [name for name, entry in manifest.files.items() if entry.format == "onnx"]
+        raise BadInput(f"file={config.file}: no exported ONNX file; choose one of {', '.join(known)}")
     artifact = Artifact(file.parent, manifest, config.file)
     data = load_dataset(run.recorded().data_config)
     threads = config.threads or system.environment().cores

@@ -29,7 +29,10 @@ from harness.run.provenance import network_files
 from harness.run.records import WEIGHTS_FILE, TrialRecord
 from harness.run.trust import check_network_code
 from harness.stats.ranking import rank, winning_trial
+from harness.training.answers import differ
 from harness.training.network import reference_network, restore_network
+
+ALONE = 8  # test images that are also answered one by one
 
 
 def export_winner(run: RunDirectory, settings: Export, progress: Progress) -> None:
@@ -127,6 +130,11 @@ class Exporter:
         precision = str(dtype).removeprefix("torch.")
         counter = self.progress.counter(f"exporting: PyTorch's {precision} logits, images")
         self.reference = parity.predict_all(answer, self.test, counter)
+        alone = np.concatenate([answer(one[None]) for one in self.test[:ALONE]])
+        if differ(torch.from_numpy(alone), torch.from_numpy(self.reference[:ALONE])):
+            raise RuntimeError(
+                "an image's logits depend on the other images of its batch: single images would be wrong"
+            )
         check_answers(
             self.record,
             self.trained,

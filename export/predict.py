@@ -61,8 +61,9 @@ def predict_images(config: Predict) -> int:
     images = read_images(config.image, manifest.input_size, "image")
     if artifact.entry.input.normalized:
         normalization = build_config(Normalization, manifest.normalization, f"model={config.model}: normalization.")
-        mean, std = (np.asarray(values, np.float32) for values in (normalization.mean, normalization.std))
-        images = np.ascontiguousarray(((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2))
+        with np.errstate(all="ignore"):  # the logits are checked
+            mean, std = (np.asarray(values, np.float32) for values in (normalization.mean, normalization.std))
+            images = np.ascontiguousarray(((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2))
     logits = _logits(artifact, images, config)
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
@@ -94,10 +95,17 @@ def _logits(artifact: Artifact, images: "npt.NDArray[Any]", config: Predict) -> 
                     "export it again, or give more seconds" if "no answer within" in str(error) else "export it again"
                 )
                 raise BadInput(f"model={config.model}: it cannot be served: {error}; {way_out}") from error
-        found, wanted = np.load(answers, mmap_mode="r"), [len(images), len(artifact.manifest.classes)]
-        if list(found.shape) != wanted or found.dtype.kind != "f":
+        wanted = [len(images), len(artifact.manifest.classes)]
+        try:
+            found = np.load(answers, mmap_mode="r")
+        except ValueError as error:  # objects, such as text
             raise BadInput(
-                f"model={config.model}: it answers {list(found.shape)}, not logits {wanted}; export it again"
+                f"model={config.model}: it answers no numbers, not logits {wanted}; export it again"
+            ) from error
+        if list(found.shape) != wanted or found.dtype.kind != "f":
+            kind = "" if found.dtype.kind == "f" else f"{found.dtype} "
+            raise BadInput(
+                f"model={config.model}: it answers {kind}{list(found.shape)}, not logits {wanted}; export it again"
             )
         logits: npt.NDArray[np.float64] = np.array(found, np.float64)
     if not np.isfinite(logits).all():

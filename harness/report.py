@@ -5,7 +5,7 @@ Reads the run directory and nothing else; writes one self-contained page, and th
 
 import sys
 
-from harness.config import ReportConfig, command_line
+from harness.config import BadInput, ReportConfig, command_line
 
 
 def report(config: ReportConfig) -> int:
@@ -17,7 +17,13 @@ def report(config: ReportConfig) -> int:
     run.check_own()
     progress = Progress(run.path / "run.log")
     with progress.live():
-        write_report(run, progress)
+        try:
+            write_report(run, progress)
+        except (BadInput, OSError):
+            raise
+        except Exception as error:
+            reason = f"its files cannot be shown ({type(error).__name__}: {error})"
+            raise BadInput(f"run={run.path}: {reason}; run with --debug to see where") from error
     progress.line(f"report {run.path / 'report' / 'index.html'}")
     progress.check_logged()
     return 0

@@ -110,6 +110,48 @@ def test_commands_that_hold_no_lock_follow_no_link(name, module, foreign, tmp_pa
     assert snapshot(tmp_path / "victim") == before
 
 
+@pytest.mark.parametrize("module", ["harness.report", "harness.inspect"])
+def test_a_log_that_is_also_another_file(module, foreign, tmp_path, monkeypatch, capsys):
+    """A hard link: the log is appended to."""
+    import importlib
+    import sys
+
+    victim = tmp_path / "victim" / "thesis.tex"
+    (foreign.path / "run.log").unlink()
+    (foreign.path / "run.log").hardlink_to(victim)
+    more = ["image=x.png"] if "inspect" in module else []
+    monkeypatch.setattr(sys, "argv", [module, f"run={foreign.path}", *more])
+    assert importlib.import_module(module).main() == 2
+    assert "run.log is also another file" in capsys.readouterr().err
+    assert victim.read_text() == "thesis.tex"
+
+
+UNSHOWABLE = {
+    "classes of a million characters": lambda v: v["data"]["classes"].__setitem__(0, "x" * 1_000_000),
+    "half a character": lambda v: v["data"]["classes"].__setitem__(0, "\ud800"),
+    "100,000 classes": lambda v: v["data"].update(classes=[str(n) for n in range(100_000)]),
+    "claims of another form": lambda v: v.update(claims=[{"text": 1}]),
+    "a note of other type": lambda v: v["data"].update(notes=[3]),
+    "published as text": lambda v: v.update(published={"a": "x"}),
+}
+
+
+@pytest.mark.parametrize("kind", UNSHOWABLE)
+def test_a_run_that_cannot_be_shown(kind, foreign, monkeypatch, capsys):
+    import importlib
+    import sys
+    import time
+
+    edited(foreign.path / "run.json", UNSHOWABLE[kind])
+    (foreign.path / "run.copy.json").unlink()
+    monkeypatch.setattr(sys, "argv", ["report", f"run={foreign.path}"])
+    started = time.monotonic()
+    code = importlib.import_module("harness.report").main()
+    assert time.monotonic() - started < 20
+    line = capsys.readouterr().err
+    assert (code, line.count("\n"), len(line) <= 301) == (2, 1, True) or (code, line) == (0, ""), line
+
+
 @pytest.mark.parametrize("link", LINKS)
 def test_links_are_not_followed_for_writing(link, foreign, tmp_path):
     victim = tmp_path / "victim"

@@ -52,6 +52,54 @@ def wide_png(path):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
 
 
+def transparent_png(path, bits, kind, rows, transparent):
+    """A PNG of the depth and colour type with a tRNS chunk, which Pillow cannot write."""
+    import zlib
+
+    def packed(row):
+        if bits == 16:
+            return struct.pack(f">{len(row)}H", *row)
+        return bytes(
+            int("".join(f"{one:0{bits}b}" for one in row[i : i + 8 // bits]), 2) for i in range(0, 8, 8 // bits)
+        )
+
+    content = zlib.compress(b"".join(b"\0" + packed(row) for row in rows))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, kind, 0, 0, 0)), (b"tRNS", transparent)]
+    chunks += [(b"IDAT", content), (b"IEND", b"")]
+    made = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(made))
+
+
+def strange_tiff(path, bits, planar=1, form=1, samples=3):
+    """An uncompressed TIFF of 8x8 pixels, all values 40,000 or 200."""
+    value = struct.pack("<H", 40000) if bits == 16 else b"\xc8"
+    plane = value * 64
+    data, count = plane * samples, samples
+    start = 8 + 2 + 12 * 11 + 4
+    offsets = [start + 200 + n * len(plane) for n in range(samples)] if planar == 2 else [start + 200]
+    extra = struct.pack(f"<{count}H", *[bits] * count), struct.pack(f"<{len(offsets)}I", *offsets)
+    extra += (struct.pack(f"<{len(offsets)}I", *[len(data) // len(offsets)] * len(offsets)),)
+    extra += (struct.pack(f"<{count}H", *[form] * count),)
+    places, block = [], b""
+    for one in extra:
+        places.append(start + len(block))
+        block += one + b"\0" * (-len(one) % 4)
+
+    def tag(number, kind, n, value, place=None):
+        size = {3: 2, 4: 4}[kind] * n
+        return struct.pack("<HHI", number, kind, n) + (
+            struct.pack("<I", value) if size <= 4 else struct.pack("<I", place)
+        )
+
+    first = {n: int.from_bytes(extra[n][:4].ljust(4, b"\0"), "little") for n in range(4)}
+    tags = [tag(256, 4, 1, 8), tag(257, 4, 1, 8), tag(258, 3, count, first[0], places[0]), tag(259, 3, 1, 1)]
+    tags += [tag(262, 3, 1, 2 if samples == 3 else 1), tag(273, 4, len(offsets), first[1], places[1])]
+    tags += [tag(277, 3, 1, samples), tag(278, 4, 1, 8), tag(279, 4, len(offsets), first[2], places[2])]
+    tags += [tag(284, 3, 1, planar), tag(339, 3, count, first[3], places[3])]
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(tags) + struct.pack("<I", 0)
+    path.write_bytes((head + block).ljust(start + 200, b"\0") + data)
+
+
 # Name of the file, how it is made, the pixels that it must have (or one for all), and what the data check says.
 READ = {
     "16-bit PNG": ("a.png", lambda p: sixteen_bits(p, GRADIENT), np.round(GRADIENT / 257), "16 bits per channel"),
@@ -76,6 +124,38 @@ READ = {
     "two frames": ("a.gif", two_frames, [255, 0, 0], "several frames"),
     "jfif": ("a.jfif", lambda p: Image.new("L", (8, 8), 90).save(p, "JPEG"), 90, ""),
     "ppm": ("a.ppm", lambda p: Image.new("RGB", (8, 8), (1, 2, 3)).save(p), [1, 2, 3], ""),
+    "EXIF of no meaning": ("a.png", lambda p: turned(p, 9), UPRIGHT, ""),
+    "16-bit grey, a transparent value": (
+        "a.png",
+        lambda p: transparent_png(p, 16, 0, [[40000] * 8] * 8, struct.pack(">H", 40000)),
+        0,
+        "transparency",
+    ),
+    "16-bit grey, another transparent value": (
+        "a.png",
+        lambda p: transparent_png(p, 16, 0, [[40000] * 8] * 8, struct.pack(">H", 3)),
+        156,
+        "transparency",
+    ),
+    "16-bit RGB, a transparent value": (
+        "a.png",
+        lambda p: transparent_png(p, 16, 2, [[40000] * 24] * 8, struct.pack(">3H", *[40000] * 3)),
+        0,
+        "on black",
+    ),
+    "4-bit grey, a transparent value": (
+        "a.png",
+        lambda p: transparent_png(p, 4, 0, [[3] * 8] * 8, struct.pack(">H", 3)),
+        0,
+        "transparency",
+    ),
+    "2-bit grey, another transparent value": (
+        "a.png",
+        lambda p: transparent_png(p, 2, 0, [[2] * 8] * 8, struct.pack(">H", 1)),
+        170,
+        "transparency",
+    ),
+    "planes of 8 bits": ("a.tif", lambda p: strange_tiff(p, 8, planar=2), 200, ""),
     "in a folder": ("2021/may/a.png", lambda p: Image.new("L", (8, 8), 90).save(p), 90, ""),
     "a link": ("a.png", lambda p: p.symlink_to(p.parent / "00.png"), None, "repeat another"),
     "JPEG named png": ("a.png", lambda p: Image.new("L", (8, 8), 90).save(p, "JPEG"), 90, ""),
@@ -124,6 +204,8 @@ REFUSED = {
         lambda p: Image.fromarray(-np.ones((8, 8), np.int32)).save(p),
         "32-bit or signed pixels",
     ),
+    "planes of 16 bits": ("a.tif", lambda p: strange_tiff(p, 16, planar=2), "planes of more than 8 bits"),
+    "signed 8 bits": ("a.tif", lambda p: strange_tiff(p, 8, form=2, samples=1), "signed pixels"),
     "EPS named png": (
         "a.png",
         lambda p: p.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"),

@@ -9,11 +9,14 @@ A space with neither is one configuration. Keys are those of the command line; t
 `optimizer.lr`, `options.kernel_size`, `epochs`. This package does not depend on how trials are run.
 """
 
+import json
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+LONGEST_NAME = 200  # characters of a variant's name
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,11 @@ class Choice:
             raise ValueError(f"Choice({self.values!r}): give a list of values")
         if not self.values:
             raise ValueError("Choice([]): give at least one value")
+        for value in self.values:
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ValueError(f"Choice: {value!r:.60}: give finite numbers, text, or lists of these") from error
         # As in the records of trials, with which Optuna compares them.
         object.__setattr__(self, "values", [_without_tuples(value) for value in self.values])
 
@@ -160,6 +168,12 @@ class Space:
         for name in ("trial", "parameters"):
             object.__setattr__(self, name, _without_prefix(getattr(self, name)))
         object.__setattr__(self, "variants", {name: _without_prefix(one) for name, one in self.variants.items()})
+        for name in self.variants:
+            if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
+                raise ValueError(f"variants: {name!r:.60}: give names of 1 to {LONGEST_NAME} printable characters")
+        for key, domain in self.parameters.items():
+            if not isinstance(domain, Uniform | LogUniform | Integer | Choice):
+                raise ValueError(f"parameters {key}={domain!r:.60}: give a Uniform, LogUniform, Integer or Choice")
         named = {*self.published, *(name for claim in self.claims for name in (claim.variant, claim.than))}
         if unknown := sorted(named - set(self.variants)):
             raise ValueError(f"claims and published name {', '.join(unknown)}, which the space has no variant of")

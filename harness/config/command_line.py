@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from harness import __version__
 from harness.config import BadInput, plugins, stopping
@@ -112,16 +112,32 @@ def run_command(
             traceback.print_exc()
         _print_error(str(error))
         return 2
-    except KeyboardInterrupt:
-        return stopping.ended()
-    except Exception as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        _print_error(f"{'.'.join(map(str, first['loc']))}={first['input']}: {first['msg']}; `--help` has the types")
+        return 2
+    except KeyboardInterrupt as error:
+        if stopping.is_stopped():
+            return stopping.ended()
+        return _ended_by_code(error)
+    except BaseException as error:
         if debug:
             traceback.print_exc()
+        if not isinstance(error, Exception):
+            return _ended_by_code(error)
         if isinstance(error, StorageError):
             _print_error(str(error))
         else:
             _print_error(f"{type(error).__name__}: {error or 'no message'}; run with --debug for a traceback")
         return 1
+
+
+def _ended_by_code(error: BaseException) -> int:
+    """Code that the user named has raised what ends a process: the command did not do what it was asked for."""
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if "site-packages" not in one.filename]
+    at = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    _print_error(f"{type(error).__name__}({error}){at}: the code ended the command; remove what raises it")
+    return 2
 
 
 def _print_error(text: str) -> None:

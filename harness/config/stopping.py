@@ -55,6 +55,10 @@ def check_stopped() -> None:
         raise KeyboardInterrupt
 
 
+def is_stopped() -> bool:
+    return _received is not None
+
+
 def ended() -> int:
     """Say that the command has stopped; returns its exit code."""
     for number in STOPPING:  # at exit the interpreter would restore the default handlers

@@ -1,5 +1,6 @@
 """The configuration of one trial and of its data: every key under `trial.` and `data.`, its type, range and meaning."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -113,6 +114,18 @@ class Trial(Strict):
         description="n: stop when the oldest of the last n validation losses is the lowest of them",
     )
     keep: Literal["best", "last"] = Field("best", description="weights kept: best validation accuracy, or last")
+
+    @field_validator("options")
+    @classmethod
+    def _are_values_of_json(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name, value in options.items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                text = repr(value)[:60]
+                raise ValueError(f"{name}={text}: give finite numbers, text, or lists of these") from error
+        return options
+
     cache_features: bool = Field(
         True, description="compute the features of frozen layers once, if there is no augmentation"
     )

@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from harness.config import BadInput, Data, plugins
+from harness.config.errors import StorageError
 from harness.data.splits import Dataset, Digests, split_images
 from harness.run.cache import cache_folder
 from harness.run.provenance import network_files
 from harness.run.storage import storage_errors_of
 
 OnProgress = Callable[[int, int], None]
+MOST_IMAGES = 10**9
 FORMAT = "2"  # of what is cached: another number decodes again
 
 
@@ -74,8 +76,9 @@ def load_dataset(data: Data, progress: OnProgress | None = None) -> Dataset:
                         if not isinstance(decoded, Decoded):
                             kind = type(decoded).__name__
                             raise BadInput(f"data.name={data.name}: decode() returns a {kind}; return a Decoded")
-                        check_arrays(decoded, f"data.name={data.name}")
-                        _store(decoded, place)
+                        with _own_errors(data, "decode", "returns what is no Decoded as described: "):
+                            check_arrays(decoded, f"data.name={data.name}")
+                            _store(decoded, place)
                         os.replace(place, folder)
             finally:
                 Path(lock.lock_file).unlink(missing_ok=True)
@@ -85,14 +88,15 @@ def load_dataset(data: Data, progress: OnProgress | None = None) -> Dataset:
 
 
 @contextlib.contextmanager
-def _own_errors(data: Data, function: str) -> Iterator[None]:
+def _own_errors(data: Data, function: str, what: str = "raises ") -> Iterator[None]:
     """Turn errors of a user's FILE.py into BadInput."""
     try:
         yield
     except (Exception, SystemExit) as error:
-        if isinstance(error, BadInput) or not data.name.endswith(".py"):
+        if isinstance(error, BadInput | StorageError) or not data.name.endswith(".py"):
             raise
-        raise BadInput(f"data.name={data.name}: {function}() raises {type(error).__name__}: {error}; fix it") from error
+        reason = f"{function}() {what}{type(error).__name__}: {error}"
+        raise BadInput(f"data.name={data.name}: {reason}; fix it") from error
 
 
 def dataset_of(decoded: Decoded, data: Data) -> Dataset:
@@ -113,8 +117,14 @@ def dataset_of(decoded: Decoded, data: Data) -> Dataset:
 def check_arrays(decoded: Decoded, subject: str) -> None:
     """Raises BadInput where the arrays of a data set have not the form that `Decoded` describes."""
     classes = decoded.classes
+    if not isinstance(classes, tuple | list):
+        raise BadInput(f"{subject}: classes {type(classes).__name__}: give a tuple of names")
+    if any(isinstance(name, str) and (not name.isprintable() or len(name) > 255) for name in classes):
+        raise BadInput(f"{subject}: a class has a name that is not printable, or longer than 255 characters; rename it")
     if not all(isinstance(name, str) and name for name in classes) or len(set(classes)) < len(classes):
         raise BadInput(f"{subject}: classes {list(classes)[:5]}: give different names")
+    if decoded.train is None:
+        raise BadInput(f"{subject}: no train images; give some")
     sides = set()
     for part, (images, labels) in decoded.parts.items():
         shape: tuple[int, ...] = getattr(images, "shape", ())
@@ -123,6 +133,8 @@ def check_arrays(decoded: Decoded, subject: str) -> None:
             raise BadInput(f"{subject}: {part} images {kind} {shape}: give uint8 [N, H, W, 3] with H equal to W")
         if not isinstance(labels, np.ndarray) or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise BadInput(f"{subject}: {part} labels: give integers from 0 on, one per image, as an array [N]")
+        if len(images) > MOST_IMAGES:
+            raise BadInput(f"{subject}: {len(images):,} {part} images; give at most {MOST_IMAGES:,}")
         if len(images) != len(labels) or not len(images):
             raise BadInput(f"{subject}: {len(images)} {part} images, {len(labels)} labels: give one label per image")
         for label in (labels.min(), labels.max()):

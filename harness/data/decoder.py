@@ -9,7 +9,8 @@ import signal
 import stat
 import sys
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 ORIENTATION, PHOTOMETRIC = 0x0112, 262  # EXIF and TIFF tags
 EXIF_KEYS = ("exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp")  # of Pillow's info
+ON_BLACK = "transparency, drawn on black"
 FROM_16_BITS = "16 bits per channel, scaled to 8"
 
 
@@ -100,12 +102,15 @@ def _rgb(path: str) -> "tuple[Image.Image, list[str], int | None]":
     with Image.open(path, formats=FORMATS) as opened:
         if getattr(opened, "is_animated", False):
             kinds.append("several frames, of which the first is used")
-        if any(";16" in str(tile[3]) for tile in getattr(opened, "tile", [])):
+        stored = "".join(str(tile[3]) for tile in getattr(opened, "tile", []))  # Pillow's name of the layout
+        if ";16" in stored:
             kinds.append(FROM_16_BITS)
+        if opened.format == "TIFF":
+            _refuse_misread(opened.tag_v2)  # type: ignore[attr-defined]
         if opened.format == "PNG":
             opened.load()  # its EXIF chunk may come after the pixels
         has_exif = opened.format == "TIFF" or any(name in opened.info for name in EXIF_KEYS)
-        is_turned = has_exif and opened.getexif().get(ORIENTATION, 1) != 1
+        is_turned = has_exif and opened.getexif().get(ORIENTATION, 1) in range(2, 9)
         opened.load()  # turns a TIFF
         image: Image.Image = opened
         if is_turned:
@@ -116,18 +121,42 @@ def _rgb(path: str) -> "tuple[Image.Image, list[str], int | None]":
             raise ValueError(f"{kind} pixels have no fixed range; convert it to 8 or 16 bits")
         if image.mode.startswith("I;16") and opened.format == "TIFF" and opened.tag_v2.get(PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
             raise ValueError("16-bit pixels of which 0 is white are not supported; convert it to 8 bits")
+        transparent_value = opened.info.get("transparency")
         if image.mode.startswith("I"):
             grey = np.asarray(image).astype(np.uint32)
             largest = int(grey.max())
             kinds = list(dict.fromkeys([*kinds, FROM_16_BITS]))
-            image = Image.fromarray(((grey * 255 + SIXTEEN_BITS // 2) // SIXTEEN_BITS).astype(np.uint8))
-        if "transparency" in opened.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-            kinds.append("transparency, drawn on black")
+            eight_bits = ((grey * 255 + SIXTEEN_BITS // 2) // SIXTEEN_BITS).astype(np.uint8)
+            if transparent_value is not None:
+                kinds.append(ON_BLACK)
+                eight_bits[grey == transparent_value] = 0
+            image = Image.fromarray(eight_bits)
+        elif transparent_value is not None or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+            if scaled := _in_eight_bits(transparent_value, stored):
+                image.info["transparency"] = scaled
+            kinds.append(ON_BLACK)
             transparent = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), transparent)
         elif image.mode not in ("RGB", "L", "1"):
             kinds.append({"P": "colour palette"}.get(image.mode, f"{image.mode} colours"))
         return image.convert("RGB"), kinds, largest
+
+
+def _refuse_misread(tags: Mapping[int, Any]) -> None:
+    """Raises ValueError where Pillow would read the pixels of a TIFF wrongly."""
+    bits, kinds = (value if isinstance(value, tuple) else (value,) for value in (tags.get(258, 1), tags.get(339, 1)))
+    if 2 in kinds:
+        raise ValueError("32-bit or signed pixels have no fixed range; convert it to 8 or 16 bits")
+    if tags.get(284) == 2 and max(bits) > 8:
+        raise ValueError("planes of more than 8 bits are not supported; convert it to 8 bits")
+
+
+def _in_eight_bits(value: object, stored: str) -> object:
+    """The transparent value of a PNG as its pixels are after decoding; None if it is that already."""
+    if isinstance(value, tuple) and ";16" in stored:
+        return tuple(one >> 8 for one in value)
+    largest = {"1": 1, "L;2": 3, "L;4": 15}.get(stored)
+    return value * 255 // largest if isinstance(value, int) and largest else None
 
 
 if __name__ == "__main__":

@@ -208,7 +208,10 @@ class RunDirectory:
         for folder, folders, files in os.walk(self.path):
             for name in (*folders, *files):
                 path = Path(folder, name)
-                mode = path.lstat().st_mode
+                found = path.lstat()
+                mode = found.st_mode
+                if name == "run.log" and found.st_nlink > 1:  # the only file that is appended to
+                    raise BadInput(f"run={self.path}: run.log is also another file (a hard link); remove it here")
                 if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                     kind = "a link; put what it leads to in its place" if stat.S_ISLNK(mode) else "no file; remove it"
                     raise BadInput(f"run={self.path}: {path.relative_to(self.path)} is {kind}, or give run=NEW")

@@ -156,7 +156,8 @@ class TrialRecord(JsonFile):
         metrics = self.metrics
         if self.status != "finished" or metrics.val_chance is None or metrics.val_accuracy is None:
             return False
-        looks = (metrics.epochs or 1) * self.config.get("validations_per_epoch", 1)
+        each = self.config.get("validations_per_epoch")
+        looks = min(1e9, max(1.0, (metrics.epochs or 1) * (each if isinstance(each, int) else 1)))
         best = self.config.get("keep", "best") == "best"
         return is_chance(metrics.val_accuracy, metrics.val_chance, metrics.val_images or 0, int(looks) if best else 1)
 

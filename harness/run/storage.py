@@ -171,6 +171,8 @@ def read_json(path: Path) -> Json:
     try:
         value = json.loads(content)
         del value["sha256"]
+        if b"\\ud" in content.lower():  # half a character, which cannot be written again
+            json.dumps(value, ensure_ascii=False).encode()
         return dict(value)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Corrupt(f"{path}: is no JSON object ({type(error).__name__})") from error

@@ -20,6 +20,7 @@ from harness.data.augmentation import Draws
 from harness.data.batches import DeviceSplit, Normalizer
 from harness.data.splits import Dataset
 from harness.run.system import native_bfloat16
+from harness.training.answers import NetworkFails, check_independent, check_later, differ, first_line, logits_of
 from harness.training.compilation import to_device, usable_format
 from harness.training.execution import ExecutionPlan, autocast
 from harness.training.network import build_network, load_tensors, own_tensors, reference_network
@@ -29,7 +30,6 @@ from harness.training.step import make_step
 IMAGES = 4
 SECONDS = 60.0  # for one network
 COPIES = 4  # of the weights in a training: gradients, state of the optimiser, kept ones
-INDEPENDENT = 1e-3  # largest difference of a logit, relative to the largest one, that another batch may make
 FORGOTTEN = 0.25  # share of a batch norm's first statistics that may be left at the end of a training
 
 SEEDLESS = (
@@ -51,42 +51,55 @@ def check_network(trial: Trial, data: Dataset, model: nn.Module | None = None) -
             return copy.deepcopy(model)
         return build_network(trial, len(data.classes), data.input_size, restoring=restoring)
 
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return _check(trial, data, make, seeded=model is None and "weights" not in trial.options)
-
-
-def _check(trial: Trial, data: Dataset, make: Make, seeded: bool) -> list[str]:
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     _check_size(trial, data)
+    with torch.random.fork_rng(devices[1:] and [0]):
+        notes = _limited(trial, lambda: _of_its_form(trial, make, model is None and "weights" not in trial.options))
+        rows = torch.from_numpy(data.train.rows[: max(1, min(trial.batch_size, IMAGES))].copy())
+        images = torch.from_numpy(data.train.images[rows.numpy()])
+        part = DeviceSplit(images, torch.from_numpy(data.train.labels[rows.numpy()]), torch.arange(len(rows)))
+        for device in devices:
+            try:
+                on = torch.device(device)
+                return notes + _limited(trial, lambda on=on: list(_checked(trial, part, make, data, on)))  # type: ignore[misc]
+            except BadInput:
+                if device == devices[-1]:  # a network may work, or be fast enough, on a GPU alone
+                    raise
+    raise AssertionError
+
+
+def _limited(trial: Trial, check: Callable[[], list[str]]) -> list[str]:
+    """The result of a part of the check. Raises BadInput where it fails in any way, or takes too long."""
+    try:
+        with _time_limit():
+            return check()
+    except BadInput:
+        raise
+    except _TakesTooLong as error:
+        reason = f"{IMAGES} images take the network more than {SECONDS:g} s: it hangs, or is far too large"
+        raise _bad(trial, reason, "give another") from error
+    except (Exception, SystemExit) as error:
+        hint = "; or give trial.memory_format=auto" if trial.memory_format == "channels_last" else ""
+        reason = str(error) if isinstance(error, NetworkFails) else f"fails on {IMAGES} images: {first_line(error)}"
+        raise _bad(trial, reason, f"fix the network{hint}") from error
+
+
+def _of_its_form(trial: Trial, make: Make, seeded: bool) -> list[str]:
+    """Check the network as it is built; `seeded`: whether its weights should follow from the seed."""
+    torch.manual_seed(0)
     try:
         network = make(False)
     except MemoryError as error:
         raise _bad(trial, "needs more memory than there is", "give a smaller network") from error
+    if isinstance(network, torch.jit.ScriptModule):
+        raise _bad(trial, "is a TorchScript module", "return the torch.nn.Module that it was made from")
     if any(nn.parameter.is_lazy(p) for p in network.parameters()):
         raise _bad(trial, "has lazy layers, whose weights are not there yet", "run an image through it in build()")
     if not any(p.requires_grad for p in network.parameters()):
         raise _bad(trial, "has no weights to train", "let build() return a network with parameters")
     if empty := [name for name, one in network.named_parameters() if not one.numel()]:
         raise _bad(trial, f"{empty[0]} has no elements: a layer has a width of 0", "give it a width")
-    notes = [SEEDLESS] if seeded and _has_same_weights(network, make) else []
-    rows = torch.from_numpy(data.train.rows[: max(1, min(trial.batch_size, IMAGES))].copy())
-    images = torch.from_numpy(data.train.images[rows.numpy()])
-    part = DeviceSplit(images, torch.from_numpy(data.train.labels[rows.numpy()]), torch.arange(len(rows)))
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    for device in devices:
-        try:
-            with _time_limit():
-                return notes + list(_checked(trial, part, make, data, torch.device(device)))
-        except (_Fails, _TakesTooLong, MemoryError, RuntimeError) as error:  # memory also outside of the network
-            if device != devices[-1]:  # a network may work, or be fast enough, on a GPU alone
-                continue
-            if isinstance(error, _TakesTooLong):
-                reason = f"{IMAGES} images take the network more than {SECONDS:g} s: it hangs, or is far too large"
-                raise _bad(trial, reason, "give another") from error
-            hint = "; or give trial.memory_format=auto" if trial.memory_format == "channels_last" else ""
-            reason = str(error) if isinstance(error, _Fails) else f"fails on {IMAGES} images: {_first_line(error)}"
-            raise _bad(trial, reason, f"fix the network{hint}") from error
-    raise AssertionError
+    return [SEEDLESS] if seeded and _has_same_weights(network, make) else []
 
 
 def _has_same_weights(network: nn.Module, make: Make) -> bool:
@@ -140,10 +153,6 @@ class _TakesTooLong(BaseException):
     """Not an Exception, so that nothing in between handles it."""
 
 
-class _Fails(ValueError):
-    """The network cannot be trained."""
-
-
 def _bad(trial: Trial, reason: str, way_out: str) -> BadInput:
     return BadInput(f"trial.architecture={trial.architecture}: {reason}; {way_out}")
 
@@ -160,13 +169,14 @@ def _checked(trial: Trial, part: DeviceSplit, make: Make, data: Dataset, device:
     normalize = Normalizer(trial.normalization, device, memory_format)
     inputs = normalize(part.images)
     with torch.no_grad():
-        logits = _logits(network.eval(), inputs, classes, "in evaluation")
-        _check_independent(network, inputs, logits)
+        logits = logits_of(network.eval(), inputs, classes, "in evaluation")
+        check_independent(network, inputs, logits)
+        check_later(network, inputs, classes)
         if float(logits.min()) >= 0 and float((logits.sum(1) - 1).abs().max()) < 1e-3:
             yield "answers with probabilities, not logits: the loss wants logits, so leave out the softmax at its end"
         other = to_device(_restored(network, make), device, memory_format)
-        if _differ(_logits(other.eval(), inputs, classes, "in evaluation"), logits):
-            raise _Fails(
+        if differ(logits_of(other.eval(), inputs, classes, "in evaluation"), logits):
+            raise NetworkFails(
                 "a new network with the same weights answers otherwise: random numbers or tensors that are not saved "
                 "(register_buffer without persistent=False saves them)"
             )
@@ -174,7 +184,7 @@ def _checked(trial: Trial, part: DeviceSplit, make: Make, data: Dataset, device:
         with torch.no_grad():
             reference_network(other.cpu())(inputs[:1].cpu().contiguous().double())
     except Exception as error:
-        yield f"cannot compute in float64 ({_first_line(error)}): exports are compared with its float32 logits"
+        yield f"cannot compute in float64 ({first_line(error)}): exports are compared with its float32 logits"
     network.to(device)
     precision: str = trial.precision
     if precision == "auto":
@@ -186,50 +196,14 @@ def _checked(trial: Trial, part: DeviceSplit, make: Make, data: Dataset, device:
     yield from _batch_norms(network, trial.epochs * (images // trial.batch_size))
 
 
-def _logits(network: nn.Module, inputs: torch.Tensor, classes: int, when: str) -> torch.Tensor:
-    """The network's logits. Raises _Fails where it fails, or answers something else."""
-    shape = list(inputs.shape)
-    try:
-        logits = network(inputs.clone())  # it may change them in place
-    except (Exception, SystemExit) as error:
-        raise _Fails(f"fails {when} on images {shape}: {_first_line(error)}") from error
-    if not isinstance(logits, torch.Tensor):
-        raise _Fails(f"{when} it returns a {type(logits).__name__}, not logits {[len(inputs), classes]} as a tensor")
-    if list(logits.shape) != [len(inputs), classes]:
-        raise _Fails(
-            f"{when} it returns {list(logits.shape)}, not logits {[len(inputs), classes]} for {classes} classes"
-        )
-    if not logits.is_floating_point():
-        raise _Fails(f"{when} it returns {logits.dtype}, not real numbers")
-    if not logits.isfinite().all():
-        raise _Fails(f"{when} untrained, it returns logits that are not finite")
-    return logits
-
-
-def _check_independent(network: nn.Module, inputs: torch.Tensor, logits: torch.Tensor) -> None:
-    """Raises _Fails where an image's answer depends on the other images of its batch, or on chance."""
-    if _differ(_logits(network, inputs, logits.shape[1], "in evaluation"), logits):
-        raise _Fails("answers differ from call to call in evaluation: a dropout or noise that is always on")
-    alone = torch.cat([_logits(network, one[None], logits.shape[1], "in evaluation") for one in inputs])
-    if _differ(alone, logits):
-        raise _Fails(
-            "an image's answer depends on the other images of its batch in evaluation: a batch norm without running "
-            "statistics, or statistics over the batch"
-        )
-
-
-def _differ(found: torch.Tensor, logits: torch.Tensor) -> bool:
-    return float((found - logits).abs().max()) > INDEPENDENT * max(1.0, float(logits.abs().max()))
-
-
 def _restored(network: nn.Module, make: Make) -> nn.Module:
-    """A new network with the same weights. Raises _Fails where it does not take them."""
+    """A new network with the same weights. Raises NetworkFails where it does not take them."""
     torch.manual_seed(1)
     try:
         other = make(True)
         load_tensors(other, {name: tensor.detach().cpu().clone() for name, tensor in own_tensors(network).items()})
     except Exception as error:
-        raise _Fails(f"its weights cannot be restored into a new network: {_first_line(error)}") from error
+        raise NetworkFails(f"its weights cannot be restored into a new network: {first_line(error)}") from error
     return other
 
 
@@ -242,25 +216,25 @@ def _trained(
     draws = Draws.of(part.rows, trial, 0)
     images, _ = part.batch(draws.rows)
     with torch.no_grad(), autocast(plan.precision, device):
-        _logits(step.network, step.normalize(images), classes, "in training")
+        logits_of(step.network, step.normalize(images), classes, "in training")
     try:
         loss = float(step(part, draws, 0.0)[0])
     except Exception as error:
-        raise _Fails(f"fails in a training step: {_first_line(error)}") from error
+        raise NetworkFails(f"fails in a training step: {first_line(error)}") from error
     if not abs(loss) < float("inf"):
-        raise _Fails("the loss of the first training step is not finite")
+        raise NetworkFails("the loss of the first training step is not finite")
     parameters = dict(step.network.named_parameters())
     without = [name for name, one in parameters.items() if one.requires_grad and one.grad is None]
     if len(without) == sum(one.requires_grad for one in parameters.values()):
-        raise _Fails("no weight gets a gradient from the loss")
+        raise NetworkFails("no weight gets a gradient from the loss")
     if without:
         yield f"{len(without)} parameters get no gradient, such as {without[0]}"
     inputs = step.normalize(part.images)
     with torch.no_grad():
-        logits = _logits(step.network.eval(), inputs, classes, "after a training step")
+        logits = logits_of(step.network.eval(), inputs, classes, "after a training step")
         other = to_device(_restored(step.network, make), device, plan.memory_format).eval()
-        if _differ(_logits(other, inputs, classes, "after a training step"), logits):
-            raise _Fails(
+        if differ(logits_of(other, inputs, classes, "after a training step"), logits):
+            raise NetworkFails(
                 "training changes something that is not saved: a new network with its weights then answers otherwise "
                 "(keep it in a buffer, by register_buffer without persistent=False)"
             )
@@ -278,8 +252,3 @@ def _batch_norms(network: nn.Module, steps: int) -> Iterator[str]:
             f"after the {steps} steps of this training: evaluation may stay at chance level; train longer or raise the "
             "momentum"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:120]

@@ -174,6 +174,8 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
+    except RecursionError as error:
+        raise BadInput(f"data.root: {folder[:60]}... has folders nested too deeply; give another") from error
     except OSError as error:
         raise BadInput(f"data.root: {folder} cannot be read ({error.strerror}); change its permissions") from error
 
