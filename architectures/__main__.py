@@ -15,8 +15,8 @@ from harness.config.keys import keys
 
 class Architectures(Strict):
     name: str | None = Field(None, description="network; also as the first word, without name=")
-    num_classes: int = Field(10, ge=2, description="width of the output")
-    input_size: int = Field(32, ge=1, description="side of the images in pixels")
+    num_classes: int = Field(10, ge=2, le=1_000_000, description="width of the output")
+    input_size: int = Field(32, ge=1, le=4096, description="side of the images in pixels")
     options: dict[str, Any] = Field(default_factory=dict, description="any other key: an option of the network")
 
 
@@ -38,7 +38,11 @@ def show_networks(config: Architectures) -> int:
         return 0
     trial = Trial(architecture=config.name, options=config.options)
     network = build_network(trial, config.num_classes, config.input_size)
-    summary = summarize_network(network, config.input_size)
+    try:
+        summary = summarize_network(network, config.input_size)
+    except (Exception, SystemExit) as error:
+        reason = f"fails on an image of {config.input_size} pixels ({type(error).__name__}: {error})"
+        raise BadInput(f"name={config.name}: {reason}; fix it, or give another input_size") from error
     table = Table("layer", "kind", "output", "parameters", "multiply-adds", box=None)
     for layer in summary.layers:
         shape = " x ".join(str(n) for n in layer.output_shape[1:])

@@ -145,6 +145,24 @@ ONNX = {
         model([helper.make_node("Op", ["images"], ["logits"], domain="evil")]).SerializeToString(),
         "",
     ),
+    "answers of text": (
+        model(
+            [helper.make_node("Constant", [], ["logits"], value_strings=[b"a", b"b"])],
+            outputs=[helper.make_tensor_value_info("logits", TensorProto.STRING, [2])],
+        ).SerializeToString(),
+        "",
+    ),
+    "answers of integers": (
+        model(
+            [
+                helper.make_node("Flatten", ["images"], ["flat"]),
+                helper.make_node("MatMul", ["flat", "weights"], ["found"]),
+                helper.make_node("Cast", ["found"], ["logits"], to=TensorProto.INT64),
+            ],
+            outputs=[helper.make_tensor_value_info("logits", TensorProto.INT64, ["batch", 2])],
+        ).SerializeToString(),
+        "it answers int64 [1, 2], not logits [1, 2]",
+    ),
     "opset 99": (model(opset=99).SerializeToString(), ""),
     "no nodes": (model([helper.make_node("Identity", ["nothing"], ["logits"])]).SerializeToString(), ""),
 }
@@ -203,6 +221,8 @@ MANIFESTS = [
     ({"classes": "ab"}, "classes"),
     ({"normalization": {"std": [0, 0, 0]}}, "std"),
     ({"normalization": {"mean": "x"}}, "mean"),
+    ({"normalization": {"mean": [0.5] * 3, "std": [1e-320] * 3}}, "not finite"),
+    ({"normalization": {"mean": [1e308] * 3, "std": [0.25] * 3}}, ""),
     ({"files": {}}, "no such exported file"),
     ({"files": 3}, "files"),
     ({"config": {"architecture": "nothing"}}, ""),

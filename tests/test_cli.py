@@ -2,7 +2,10 @@
 
 import importlib
 import re
+import runpy
+import sys
 import time
+import warnings
 
 import pytest
 from conftest import TOP, command, one_error_line
@@ -145,8 +148,6 @@ def test_broken_space_file_is_told_apart_from_the_command(tmp_path):
 
 
 def test_run_directory_of_something_else_is_left_alone(tmp_path, monkeypatch, capsys):
-    import sys
-
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()
     monkeypatch.chdir(tmp_path)
@@ -207,3 +208,30 @@ def test_architectures_command(tmp_path):
     assert "multiply-adds" in shown
     wrong = command("-m", "architectures", "finl", cwd=tmp_path)
     assert (wrong.returncode, wrong.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("module", ["evidence", "training", "soak", "plans", "kills", "noise"])
+def test_a_place_for_results_that_cannot_be_written(module, tmp_path, monkeypatch, capsys):
+    """Found before any work."""
+    (tmp_path / "x.csv").mkdir()
+    warnings.simplefilter("ignore")  # the module may be known already
+    for out, said in (("/proc/x.csv", "cannot be written to"), (f"{tmp_path}/x.csv", "is a folder; give a file")):
+        if module in ("training", "soak") and "folder" in said:
+            continue
+        monkeypatch.setattr(sys, "argv", [module, f"out={out}", *(["run=x"] if module == "noise" else [])])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(f"benchmarks.{module}", run_name="__main__")
+        assert ended.value.code == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f"error: out={out}: ")
+        assert said in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["baseline dropout=NaN", "baseline input_size=2", "baseline input_size=99999999", "baseline num_classes=1", "finl"],
+)
+def test_networks_that_cannot_be_shown(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["architectures", *words.split()])
+    assert importlib.import_module("architectures.__main__").main() == 2
+    assert capsys.readouterr().err.count("\n") == 1

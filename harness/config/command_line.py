@@ -7,6 +7,7 @@ clears an optional value. Bad input ends with exit code 2 and one line `error: k
 import gc
 import importlib.util
 import sys
+import tempfile
 import traceback
 import types
 from collections.abc import Callable
@@ -106,7 +107,10 @@ def run_command(
     try:
         check_not_shadowed()
         values = read_values(split_arguments(prepare([a for a in arguments if a != "--debug"])), model)
-        return main(resolve(values) if resolve else build_config(model, nested(values)))
+        config = resolve(values) if resolve else build_config(model, nested(values))
+        if isinstance(out := getattr(config, "out", None), Path):
+            _check_out(out)
+        return main(config)
     except (BadInput, NotYet) as error:
         if debug:
             traceback.print_exc()
@@ -130,6 +134,18 @@ def run_command(
         else:
             _print_error(f"{type(error).__name__}: {error or 'no message'}; run with --debug for a traceback")
         return 1
+
+
+def _check_out(out: Path) -> None:
+    """Raises BadInput where the results could not be written at the end."""
+    place = next(folder for folder in out.absolute().parents if folder.exists())
+    if out.suffix and out.is_dir():
+        raise BadInput(f"out={out}: is a folder; give a file")
+    try:
+        with tempfile.TemporaryFile(dir=out if out.is_dir() else place):
+            pass
+    except OSError as error:
+        raise BadInput(f"out={out}: {place} cannot be written to ({error.strerror}); give another place") from error
 
 
 def _ended_by_code(error: BaseException) -> int:
