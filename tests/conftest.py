@@ -1,12 +1,16 @@
 """What the tests share: a cache of their own, small data, and one small run through every stage."""
 
+import contextlib
 import importlib
+import io
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -82,6 +86,22 @@ def command(*arguments: str, cwd: Path, timeout: float = 300, **environment: str
         timeout=timeout,
         check=False,
     )
+
+
+def here(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    """The same as `command("-m", module, ...)` in this process, where PyTorch is imported already."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        sys.argv = [module, *arguments]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of runpy: the module is known already
+                runpy.run_module(module, run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
+        finally:
+            sys.argv = before
+    return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), err.getvalue())
 
 
 def run_record(space: Space | None = None, side: int = 16) -> RunRecord:

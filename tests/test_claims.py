@@ -203,6 +203,7 @@ def test_as_many_seeds_as_are_told_settle_it(equivalence):
     assert fewer < enough
 
 
+@pytest.mark.slow
 def test_power():
     """A point more at five seeds: the share of ablations that call it so is what docs/evidence.md says."""
     page = " ".join((TOP / "docs" / "evidence.md").read_text().split())

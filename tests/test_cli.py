@@ -8,7 +8,7 @@ import time
 import warnings
 
 import pytest
-from conftest import TOP, command, one_error_line
+from conftest import TOP, command, here, one_error_line
 
 from harness.config import BadInput, Tune, command_line
 from harness.config.keys import build_config, keys, nested, read_values
@@ -158,7 +158,7 @@ def test_run_directory_of_something_else_is_left_alone(tmp_path, monkeypatch, ca
 
 @pytest.mark.parametrize("module", ["harness.report", "export", "benchmarks"])
 def test_stage_commands_want_a_run_directory(module, tmp_path):
-    done = command("-m", module, f"run={tmp_path}/none", cwd=tmp_path)
+    done = here(module, f"run={tmp_path}/none", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "no run directory" in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -200,13 +200,13 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_architectures_command(tmp_path):
-    listed = command("-m", "architectures", cwd=tmp_path).stdout
+    listed = here("architectures", cwd=tmp_path).stdout
     assert "390,410" in listed
     assert "6,382,090" in listed
-    shown = command("-m", "architectures", "final", "kernel_size=5", "num_classes=7", cwd=tmp_path).stdout
+    shown = here("architectures", "final", "kernel_size=5", "num_classes=7", cwd=tmp_path).stdout
     assert "128 x 16 x 16" in shown
     assert "multiply-adds" in shown
-    wrong = command("-m", "architectures", "finl", cwd=tmp_path)
+    wrong = here("architectures", "finl", cwd=tmp_path)
     assert (wrong.returncode, wrong.stdout) == (2, "")
 
 

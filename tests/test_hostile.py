@@ -5,8 +5,8 @@ import os
 import shutil
 
 import pytest
-from conftest import SMALL_RUN, TOP, command
-from hostile_runs import EDITS, LINKS, PAYLOAD, WINNERS, edited, linked_trial, parts, snapshot
+from conftest import TOP
+from hostile_runs import EDITS, LINKS, PAYLOAD, WINNERS, edited, parts, snapshot
 
 from harness.config import BadInput
 from harness.run import trust
@@ -160,16 +160,6 @@ def test_links_are_not_followed_for_writing(link, foreign, tmp_path):
     with pytest.raises(BadInput, match=r"is a link; put what it leads to in its place"), foreign.locked():
         pass
     assert snapshot(victim) == before
-
-
-def test_the_same_command_follows_no_link(foreign, tmp_path):
-    """As a user would run it: the trial's folder is a link, and its files are none of ours."""
-    linked_trial(foreign, tmp_path / "victim")
-    before = snapshot(tmp_path / "victim")
-    done = command(*SMALL_RUN, cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stdout + done.stderr
-    assert "is a link" in done.stderr
-    assert snapshot(tmp_path / "victim") == before
 
 
 @pytest.mark.parametrize("name", ["/abs/victim", "../../victim", "..", "", ".", "a/b", "x" * 300, "a\0b", "é\n"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import command, records
+from conftest import here, records
 from PIL import Image
 
 from harness.config import BadInput, Trial, plugins
@@ -51,8 +51,8 @@ def test_the_command(small_run, tmp_path):
     run, _ = small_run
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(tmp_path / "cat.png")
     trial = records(run)[0].id
-    arguments = ["-m", "harness.inspect", f"run={run}", f"image={tmp_path / 'cat.png'}"]
-    done = command(*arguments, f"trial={trial}", cwd=tmp_path)
+    arguments = ["harness.inspect", f"run={run}", f"image={tmp_path / 'cat.png'}"]
+    done = here(*arguments, f"trial={trial}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.rsplit("/", 1)[1] for line in lines[:3]] == ["filters.png", "first.png", "last.png"]
@@ -60,7 +60,7 @@ def test_the_command(small_run, tmp_path):
         with Image.open(line) as picture:
             assert picture.width > 500
     assert f"inspect/{trial}/cat.png" in lines[0]
-    for wrong, told in ((["trial=nothing"], "choose one of"), (["image=/nowhere.png"], "no such file")):
-        done = command(*arguments[:3], *([arguments[3]] if "image" not in wrong[0] else []), *wrong, cwd=tmp_path)
+    for wrong, told in ((["trial=nothing"], "choose one of"), (["image=/nowhere.png"], "is no file")):
+        done = here(*arguments[:2], *([arguments[2]] if "image" not in wrong[0] else []), *wrong, cwd=tmp_path)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert told in done.stderr

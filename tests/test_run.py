@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import SMALL_RUN, SMALL_SPACE, TOP, command, records
+from conftest import SMALL_RUN, SMALL_SPACE, TOP, command, here, records
 
 from harness.run import storage
 from harness.run.directory import RunDirectory
@@ -216,7 +216,7 @@ def test_two_drivers_at_once(small_run):
 
 
 def test_dry_run_writes_nothing(tmp_path):
-    done = command("-m", "harness.tune", f"space={SMALL_SPACE}", "dry_run=true", cwd=tmp_path)
+    done = here("harness.tune", f"space={SMALL_SPACE}", "dry_run=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "search: 3 trials to run; confirm: 4" in done.stdout
     assert "images/s" in done.stdout

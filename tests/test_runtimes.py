@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import command
+from conftest import here
 from networks import SIDE
 from PIL import Image
 
@@ -120,7 +120,7 @@ def test_predict_says_the_same_from_every_file(exported, image):
     folder, manifest = exported
     lines = set()
     for name in manifest.files:
-        done = command("-m", "export.predict", f"model={folder / name}", f"image=[{image},{image}]", cwd=folder)
+        done = here("export.predict", f"model={folder / name}", f"image=[{image},{image}]", cwd=folder)
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 2
         lines |= {line.rsplit(" ", 1)[0] for line in done.stdout.splitlines()}
@@ -138,10 +138,10 @@ def test_predict_refuses_what_it_cannot_serve(exported, image, tmp_path):
         ([f"model={tmp_path}/model.onnx", f"image={image}"], "its SHA-256 differs from manifest.json"),
         ([f"model={tmp_path}/other.onnx", f"image={image}"], "no such exported file"),
         ([f"model={image}", f"image={image}"], "no such exported file"),
-        ([f"model={folder}/model.onnx", "image=/no/image.png"], "no such file"),
+        ([f"model={folder}/model.onnx", "image=/no/image.png"], "is no file"),
         ([f"model={folder}/model.onnx", f"image={tmp_path}/manifest.json"], "cannot be read as an image"),
         ([f"model={folder}/model.onnx"], "image is missing"),
     ):
-        done = command("-m", "export.predict", *arguments, cwd=tmp_path)
+        done = here("export.predict", *arguments, cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
         assert message in done.stderr

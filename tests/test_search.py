@@ -125,7 +125,7 @@ def test_the_private_parts_of_ray_are_there():
     assert callable(ray_internals._task_failed)
     (bracket,) = ray_internals.brackets_of(ray_internals.AsyncHyperBandScheduler(time_attr="epoch"))
     assert callable(bracket.on_result)
-    assert not ray_internals.has_suggested(OptunaSamples([], dict, space={}, metric="val_loss", mode="min"), "a")
+    assert not ray_internals.has_suggested(OptunaSamples([], dict, {}, metric="val_loss", mode="min"), "a")
     assert "_experiment_analysis" in ResultGrid.__init__.__code__.co_names
     assert InOrder(iter([]), metric="val_loss", mode="min").suggest("a") == InOrder.FINISHED
     assert {"ENABLE_RAY_CLUSTER"} <= set(vars(ray_internals.ray_constants))
