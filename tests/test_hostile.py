@@ -136,7 +136,10 @@ UNSHOWABLE = {
 }
 
 
-@pytest.mark.parametrize("kind", UNSHOWABLE)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(one, marks=[pytest.mark.slow] if "00" in one or "million" in one else []) for one in UNSHOWABLE],
+)
 def test_a_run_that_cannot_be_shown(kind, foreign, monkeypatch, capsys):
     import importlib
     import sys

@@ -35,10 +35,10 @@ def refused(file, said, monkeypatch, capsys):
     assert said in err
 
 
-@pytest.mark.parametrize(("changes", "said"), MANIFESTS)
+@pytest.mark.parametrize(("changes", "said"), [one for one in MANIFESTS if "config" not in one[0]])
 def test_a_manifest_of_other_content(changes, said, tmp_path, monkeypatch, capsys):
-    name = "model.safetensors" if "config" in changes else "model.onnx"
-    refused(folder_of(tmp_path / "m", name, model().SerializeToString(), **changes), said, monkeypatch, capsys)
+    file = folder_of(tmp_path / "m", "model.onnx", model().SerializeToString(), **changes)
+    refused(file, said, monkeypatch, capsys)
 
 
 def test_names_of_classes_are_shown_without_control_characters(tmp_path, monkeypatch, capsys):

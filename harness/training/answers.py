@@ -35,30 +35,24 @@ def logits_of(network: nn.Module, inputs: torch.Tensor, classes: int, when: str)
 
 
 def check_independent(network: nn.Module, inputs: torch.Tensor, logits: torch.Tensor) -> None:
-    """Raises NetworkFails where an image's answer depends on the other images of its batch, or on chance."""
-    if differ(logits_of(network, inputs, logits.shape[1], "in evaluation"), logits):
+    """Raises NetworkFails where an image's answer depends on the other images of its batch, or on chance. Weights other
+    than those of a new network are looked at, as training makes them: a last layer of zeros would hide it."""
+    later = copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(0)
+    for one in later.parameters():
+        one.add_(0.05 * torch.randn(one.shape, generator=generator).to(one.device, one.dtype))
+    try:
+        answers = logits_of(later, inputs, logits.shape[1], "in evaluation")
+    except NetworkFails:  # not every network takes any weights
+        later, answers = network, logits
+    if differ(logits_of(later, inputs, logits.shape[1], "in evaluation"), answers):
         raise NetworkFails("answers differ from call to call in evaluation: a dropout or noise that is always on")
-    alone = torch.cat([logits_of(network, one[None], logits.shape[1], "in evaluation") for one in inputs])
-    if differ(alone, logits):
+    alone = torch.cat([logits_of(later, one[None], logits.shape[1], "in evaluation") for one in inputs[:2]])
+    if differ(alone, answers[:2]):
         raise NetworkFails(
             "an image's answer depends on the other images of its batch in evaluation: a batch norm without running "
             "statistics, or statistics over the batch"
         )
-
-
-def check_later(network: nn.Module, inputs: torch.Tensor, classes: int) -> None:
-    """The same for other weights, as training makes them: those of a new network may hide it, if the last layer is 0.
-    Raises NetworkFails where an image's answer depends on others."""
-    later = copy.deepcopy(network)
-    generator = torch.Generator().manual_seed(0)
-    for one in later.parameters():
-        noise = torch.randn(one.shape, generator=generator, dtype=torch.float32)
-        one.add_(0.05 * noise.to(one.device, one.dtype))
-    try:
-        logits = logits_of(later, inputs, classes, "in evaluation")
-    except NetworkFails:  # not every network takes any weights
-        return
-    check_independent(later, inputs, logits)
 
 
 def differ(found: torch.Tensor, logits: torch.Tensor) -> bool:

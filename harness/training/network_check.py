@@ -10,6 +10,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import psutil
 import torch
@@ -20,7 +21,7 @@ from harness.data.augmentation import Draws
 from harness.data.batches import DeviceSplit, Normalizer
 from harness.data.splits import Dataset
 from harness.run.system import native_bfloat16
-from harness.training.answers import NetworkFails, check_independent, check_later, differ, first_line, logits_of
+from harness.training.answers import NetworkFails, check_independent, differ, first_line, logits_of
 from harness.training.compilation import to_device, usable_format
 from harness.training.execution import ExecutionPlan, autocast
 from harness.training.network import build_network, load_tensors, own_tensors, reference_network
@@ -36,6 +37,7 @@ SEEDLESS = (
     "starts from the same weights whatever the seed (torch.manual_seed in build()?): seeds differ less than they do"
 )
 
+T = TypeVar("T")
 Make = Callable[[bool], nn.Module]  # makes the network; the argument: whether weights are restored into it
 
 
@@ -54,21 +56,20 @@ def check_network(trial: Trial, data: Dataset, model: nn.Module | None = None) -
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     _check_size(trial, data)
     with torch.random.fork_rng(devices[1:] and [0]):
-        notes = _limited(trial, lambda: _of_its_form(trial, make, model is None and "weights" not in trial.options))
+        network, notes = _limited(trial, lambda: _of_its_form(trial, make))
         rows = torch.from_numpy(data.train.rows[: max(1, min(trial.batch_size, IMAGES))].copy())
         images = torch.from_numpy(data.train.images[rows.numpy()])
         part = DeviceSplit(images, torch.from_numpy(data.train.labels[rows.numpy()]), torch.arange(len(rows)))
-        for device in devices:
-            try:
-                on = torch.device(device)
-                return notes + _limited(trial, lambda on=on: list(_checked(trial, part, make, data, on)))  # type: ignore[misc]
-            except BadInput:
-                if device == devices[-1]:  # a network may work, or be fast enough, on a GPU alone
-                    raise
-    raise AssertionError
+        try:
+            return notes + _limited(trial, lambda: list(_checked(trial, network, part, make, data, "cpu")))
+        except BadInput:
+            if len(devices) == 1:
+                raise
+        # A network may work, or be fast enough, on a GPU alone.
+        return notes + _limited(trial, lambda: list(_checked(trial, make(False), part, make, data, "cuda")))
 
 
-def _limited(trial: Trial, check: Callable[[], list[str]]) -> list[str]:
+def _limited(trial: Trial, check: Callable[[], T]) -> T:
     """The result of a part of the check. Raises BadInput where it fails in any way, or takes too long."""
     try:
         with _time_limit():
@@ -84,8 +85,8 @@ def _limited(trial: Trial, check: Callable[[], list[str]]) -> list[str]:
         raise _bad(trial, reason, f"fix the network{hint}") from error
 
 
-def _of_its_form(trial: Trial, make: Make, seeded: bool) -> list[str]:
-    """Check the network as it is built; `seeded`: whether its weights should follow from the seed."""
+def _of_its_form(trial: Trial, make: Make) -> tuple[nn.Module, list[str]]:
+    """Check the network as it is built; returns it."""
     torch.manual_seed(0)
     try:
         network = make(False)
@@ -99,7 +100,8 @@ def _of_its_form(trial: Trial, make: Make, seeded: bool) -> list[str]:
         raise _bad(trial, "has no weights to train", "let build() return a network with parameters")
     if empty := [name for name, one in network.named_parameters() if not one.numel()]:
         raise _bad(trial, f"{empty[0]} has no elements: a layer has a width of 0", "give it a width")
-    return [SEEDLESS] if seeded and _has_same_weights(network, make) else []
+    seeded = trial.architecture.endswith(".py") and "weights" not in trial.options
+    return network, [SEEDLESS] if seeded and _has_same_weights(network, make) else []
 
 
 def _has_same_weights(network: nn.Module, make: Make) -> bool:
@@ -157,10 +159,13 @@ def _bad(trial: Trial, reason: str, way_out: str) -> BadInput:
     return BadInput(f"trial.architecture={trial.architecture}: {reason}; {way_out}")
 
 
-def _checked(trial: Trial, part: DeviceSplit, make: Make, data: Dataset, device: torch.device) -> Iterator[str]:
+def _checked(
+    trial: Trial, network: nn.Module, part: DeviceSplit, make: Make, data: Dataset, device_name: str
+) -> Iterator[str]:
+    device = torch.device(device_name)
     part = DeviceSplit(part.images.to(device), part.labels.to(device), part.rows.to(device))
     classes, images, side = len(data.classes), len(data.train), data.input_size
-    network = make(False).to(device)
+    network = network.to(device)
     memory_format: str = trial.memory_format
     if memory_format == "auto":
         memory_format = usable_format(network, side)
@@ -171,46 +176,43 @@ def _checked(trial: Trial, part: DeviceSplit, make: Make, data: Dataset, device:
     with torch.no_grad():
         logits = logits_of(network.eval(), inputs, classes, "in evaluation")
         check_independent(network, inputs, logits)
-        check_later(network, inputs, classes)
         if float(logits.min()) >= 0 and float((logits.sum(1) - 1).abs().max()) < 1e-3:
             yield "answers with probabilities, not logits: the loss wants logits, so leave out the softmax at its end"
-        other = to_device(_restored(network, make), device, memory_format)
-        if differ(logits_of(other.eval(), inputs, classes, "in evaluation"), logits):
+        torch.manual_seed(1)
+        other = to_device(make(True), device, memory_format).eval()
+        _restore(network, other)
+        if differ(logits_of(other, inputs, classes, "in evaluation"), logits):
             raise NetworkFails(
                 "a new network with the same weights answers otherwise: random numbers or tensors that are not saved "
                 "(register_buffer without persistent=False saves them)"
             )
     try:
         with torch.no_grad():
-            reference_network(other.cpu())(inputs[:1].cpu().contiguous().double())
+            reference_network(other).cpu()(inputs[:1].cpu().contiguous().double())
     except Exception as error:
         yield f"cannot compute in float64 ({first_line(error)}): exports are compared with its float32 logits"
-    network.to(device)
     precision: str = trial.precision
     if precision == "auto":
         precision = "bfloat16" if native_bfloat16(device) else "float32"
     plan = ExecutionPlan(device.type, precision, "off", memory_format, torch.get_num_threads())
     if not takes_fused(network):
         yield "has parameters that fused optimisers refuse: its optimiser is not fused"
-    yield from _trained(network, trial, part, plan, classes, make)
+    yield from _trained(network, other, trial, part, plan, classes)
     yield from _batch_norms(network, trial.epochs * (images // trial.batch_size))
 
 
-def _restored(network: nn.Module, make: Make) -> nn.Module:
-    """A new network with the same weights. Raises NetworkFails where it does not take them."""
-    torch.manual_seed(1)
+def _restore(network: nn.Module, other: nn.Module) -> None:
+    """Load the weights into another network. Raises NetworkFails where it does not take them."""
     try:
-        other = make(True)
         load_tensors(other, {name: tensor.detach().cpu().clone() for name, tensor in own_tensors(network).items()})
     except Exception as error:
         raise NetworkFails(f"its weights cannot be restored into a new network: {first_line(error)}") from error
-    return other
 
 
 def _trained(
-    network: nn.Module, trial: Trial, part: DeviceSplit, plan: ExecutionPlan, classes: int, make: Make
+    network: nn.Module, other: nn.Module, trial: Trial, part: DeviceSplit, plan: ExecutionPlan, classes: int
 ) -> Iterator[str]:
-    """One step, as a trial makes it."""
+    """One step, as a trial makes it; `other`: a network that was not trained."""
     device = torch.device(plan.device)
     step = make_step(network.train(), trial, plan, device)
     draws = Draws.of(part.rows, trial, 0)
@@ -232,7 +234,7 @@ def _trained(
     inputs = step.normalize(part.images)
     with torch.no_grad():
         logits = logits_of(step.network.eval(), inputs, classes, "after a training step")
-        other = to_device(_restored(step.network, make), device, plan.memory_format).eval()
+        _restore(step.network, other)
         if differ(logits_of(other, inputs, classes, "after a training step"), logits):
             raise NetworkFails(
                 "training changes something that is not saved: a new network with its weights then answers otherwise "
