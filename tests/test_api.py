@@ -158,3 +158,13 @@ def test_calls_that_cannot_be(call, message):
 
     with pytest.raises(harness.BadInput, match=message):
         call(harness)
+
+
+def test_a_folder_is_used_again(tmp_path):
+    from harness import Data, Trial, train
+
+    trial = Trial(architecture="baseline", options={"widths": [4], "hidden": [4]}, epochs=1, batch_size=16)
+    for _ in range(2):
+        record = train(trial, Data(name="digits", limit=20), folder=tmp_path / "trial", read_test=True)
+        assert record.status == "finished"
+    assert (tmp_path / "trial" / "test_correct.npy").is_file()

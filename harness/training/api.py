@@ -11,7 +11,15 @@ from torch import nn
 
 from harness.config import BadInput, Data, Trial
 from harness.data.dataset import Decoded, dataset_of, load_dataset
-from harness.run.records import HistoryRow, TrialRecord
+from harness.run.records import (
+    CORRECT_FILE,
+    ERROR_FILE,
+    HISTORY_FILE,
+    TRIAL_FILE,
+    WEIGHTS_FILE,
+    HistoryRow,
+    TrialRecord,
+)
 from harness.run.storage import check_writable
 from harness.training.job import TrainingJob
 from harness.training.loop import train_job
@@ -72,7 +80,7 @@ def train(
 def _check_folder(folder: Path) -> None:
     """Raises BadInput where the folder holds something else than a trial, or cannot be written to."""
     check_writable(folder, "folder")
-    ours = ("trial.json", "error.txt", "history.csv", "model.safetensors", "checkpoint-", ".")
+    ours = (TRIAL_FILE, ERROR_FILE, HISTORY_FILE, WEIGHTS_FILE, CORRECT_FILE, "checkpoint-", ".")
     if folder.is_dir() and any(not path.name.startswith(ours) for path in folder.iterdir()):
         raise BadInput(f"folder={folder}: holds something else than a trial; give a new folder")
 
