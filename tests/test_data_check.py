@@ -1,5 +1,6 @@
 """The data check: which folder is which part, what was skipped, doubled or missing, and arrays of a wrong form."""
 
+import contextlib
 import os
 import stat
 
@@ -76,6 +77,29 @@ def test_a_sibling_without_classes_is_reported(tmp_path):
     root = in_parts(tmp_path, "train")
     (root / "masks").mkdir()
     assert "skipped masks/ beside train/" in notes(root)
+
+
+def test_a_folder_too_high_and_images_beside_the_parts_are_told(tmp_path):
+    for number, part in enumerate(("train", "test")):
+        made(tmp_path / "data" / "all" / part / "x", seed=number)
+    assert "the classes are called test and train: data.root may be a folder too high" in notes(
+        tmp_path / "data" / "all"
+    )
+    root = in_parts(tmp_path / "other", "train")
+    (root / "loose.png").write_bytes((root / "train" / "cat" / "00.png").read_bytes())
+    assert "skipped images in data/, beside its parts: 1" in notes(root)
+
+
+def test_folders_nested_too_deeply(root):
+    place = str(root / "cat")
+    try:
+        for _ in range(1500):
+            place += "/a"
+            os.mkdir(place)  # noqa: PTH102
+    except OSError:  # the longest path of this system
+        pass
+    with contextlib.suppress(BadInput):  # refused, or read, but no other error
+        load(root)
 
 
 def test_a_class_folder_that_is_not_utf8(root):

@@ -111,6 +111,13 @@ def _notes(root: Path, parts: dict[str, Listing], found: Outcome) -> Iterator[st
     skipped = sum((listing.skipped for listing in parts.values()), Counter[str]())
     for reason, count in sorted(skipped.items()):
         yield f"skipped {reason}: {count:,}"
+    known = {name for names in PARTS.values() for name in names}
+    if all(name.lower() in known for name in parts["train"].classes):
+        called = " and ".join(shown(name) for name in parts["train"].classes)
+        yield f"the classes are called {called}: data.root may be a folder too high"
+    loose = sum(_suffix(entry.name) in SUFFIXES for entry in _entries(str(root)) if not _is_folder(entry))
+    if loose and _parts(root)["train"] != str(root):
+        yield f"skipped images in {shown(root.name)}/, beside its parts: {loose:,}"
     for name in _siblings(root):
         yield f"skipped {shown(name)}/ beside {Path(_parts(root)['train']).name}/, which is no part of the data"
     for kind, count in sorted(found.converted.items()):
@@ -174,8 +181,6 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
-    except RecursionError as error:
-        raise BadInput(f"data.root: {folder[:60]}... has folders nested too deeply; give another") from error
     except OSError as error:
         raise BadInput(f"data.root: {folder} cannot be read ({error.strerror}); change its permissions") from error
 
@@ -221,6 +226,8 @@ def _images(folder: str, skipped: Counter[str]) -> Iterator[str]:
                     skipped[f"{suffix} files, a format that is not read"] += 1
                 else:
                     skipped["files that are no images by their names"] += 1
+    except RecursionError as error:
+        raise BadInput(f"data.root: {folder[:60]}... has folders nested too deeply; give another") from error
     except OSError as error:
         raise BadInput(f"data.root: {folder} cannot be read ({error.strerror}); change its permissions") from error
 
