@@ -81,10 +81,8 @@ def test_a_sibling_without_classes_is_reported(tmp_path):
 
 def test_a_folder_too_high_and_images_beside_the_parts_are_told(tmp_path):
     for number, part in enumerate(("train", "test")):
-        made(tmp_path / "data" / "all" / part / "x", seed=number)
-    assert "the classes are called test and train: data.root may be a folder too high" in notes(
-        tmp_path / "data" / "all"
-    )
+        made(tmp_path / "high" / "train" / part, seed=number)
+    assert "the classes are called test and train: data.root may be a folder too high" in notes(tmp_path / "high")
     root = in_parts(tmp_path / "other", "train")
     (root / "loose.png").write_bytes((root / "train" / "cat" / "00.png").read_bytes())
     assert "skipped images in data/, beside its parts: 1" in notes(root)
