@@ -109,6 +109,8 @@ def _read_trace(trace: Path, names: Sequence[str], watched: Watched) -> None:
             watched.executed.append((case, arguments))
         elif name == "connect":
             watched.connected.append((case, arguments))
+        elif "O_TMPFILE" in arguments:  # a file without a name, gone when it is closed
+            continue
         elif not name.startswith("open") or WRITING.search(arguments):
             watched.written.append((case, name, _paths(arguments)))
 
