@@ -3,9 +3,11 @@
 import os
 import struct
 import time
+import zlib
 
 import numpy as np
 import pytest
+from hostile_images import chunk
 from image_folders import load, made
 from PIL import Image
 
@@ -42,32 +44,18 @@ def two_frames(path):
     Image.new("RGB", (8, 8), "red").save(path, save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")])
 
 
-def wide_png(path):
-    """RGB of 16 bits per channel, which Pillow cannot write."""
-    import zlib
-
-    rows = b"".join(b"\0" + struct.pack(">24H", *[40000] * 24) for _ in range(8))
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    packed = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
-
-
-def transparent_png(path, bits, kind, rows, transparent):
-    """A PNG of the depth and colour type with a tRNS chunk, which Pillow cannot write."""
-    import zlib
-
-    def packed(row):
-        if bits == 16:
-            return struct.pack(f">{len(row)}H", *row)
-        return bytes(
-            int("".join(f"{one:0{bits}b}" for one in row[i : i + 8 // bits]), 2) for i in range(0, 8, 8 // bits)
-        )
-
-    content = zlib.compress(b"".join(b"\0" + packed(row) for row in rows))
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, kind, 0, 0, 0)), (b"tRNS", transparent)]
-    chunks += [(b"IDAT", content), (b"IEND", b"")]
-    made = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(made))
+def deep_png(bits, kind, value, transparent=None):
+    """Makes a PNG of this depth and colour type, all values equal, with a transparent value: Pillow cannot write it."""
+    samples = 24 if kind == 2 else 8
+    row = (
+        struct.pack(">H", value) * samples
+        if bits == 16
+        else bytes([value * sum(1 << n for n in range(0, 8, bits))] * bits)
+    )
+    more = () if transparent is None else (chunk(b"tRNS", struct.pack(">H", transparent) * (samples // 8)),)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, kind, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress((b"\0" + row) * 8)) + chunk(b"IEND", b"")
+    return lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + body)
 
 
 def strange_tiff(path, bits, planar=1, form=1, samples=3):
@@ -110,7 +98,7 @@ READ = {
         np.round(GRADIENT.astype(int) / 257),
         "16 bits per channel",
     ),
-    "16-bit RGB PNG": ("a.png", wide_png, 40000 // 256, "16 bits per channel"),
+    "16-bit RGB PNG": ("a.png", deep_png(16, 2, 40000), 40000 // 256, "16 bits per channel"),
     "12 bits in 16": ("a.png", lambda p: sixteen_bits(p, GRADIENT / 16), np.round(GRADIENT / 16 / 257), "nearly black"),
     "EXIF, PNG, upside down": ("a.png", lambda p: turned(p, 3), UPRIGHT[::-1, ::-1], "turned by its EXIF"),
     "EXIF, PNG, turned left": ("a.png", lambda p: turned(p, 6), np.rot90(UPRIGHT, -1), "turned by its EXIF"),
@@ -125,36 +113,11 @@ READ = {
     "jfif": ("a.jfif", lambda p: Image.new("L", (8, 8), 90).save(p, "JPEG"), 90, ""),
     "ppm": ("a.ppm", lambda p: Image.new("RGB", (8, 8), (1, 2, 3)).save(p), [1, 2, 3], ""),
     "EXIF of no meaning": ("a.png", lambda p: turned(p, 9), UPRIGHT, ""),
-    "16-bit grey, a transparent value": (
-        "a.png",
-        lambda p: transparent_png(p, 16, 0, [[40000] * 8] * 8, struct.pack(">H", 40000)),
-        0,
-        "transparency",
-    ),
-    "16-bit grey, another transparent value": (
-        "a.png",
-        lambda p: transparent_png(p, 16, 0, [[40000] * 8] * 8, struct.pack(">H", 3)),
-        156,
-        "transparency",
-    ),
-    "16-bit RGB, a transparent value": (
-        "a.png",
-        lambda p: transparent_png(p, 16, 2, [[40000] * 24] * 8, struct.pack(">3H", *[40000] * 3)),
-        0,
-        "on black",
-    ),
-    "4-bit grey, a transparent value": (
-        "a.png",
-        lambda p: transparent_png(p, 4, 0, [[3] * 8] * 8, struct.pack(">H", 3)),
-        0,
-        "transparency",
-    ),
-    "2-bit grey, another transparent value": (
-        "a.png",
-        lambda p: transparent_png(p, 2, 0, [[2] * 8] * 8, struct.pack(">H", 1)),
-        170,
-        "transparency",
-    ),
+    "16-bit grey, transparent": ("a.png", deep_png(16, 0, 40000, 40000), 0, "transparency"),
+    "16-bit grey, another value transparent": ("a.png", deep_png(16, 0, 40000, 3), 156, "transparency"),
+    "16-bit RGB, transparent": ("a.png", deep_png(16, 2, 40000, 40000), 0, "on black"),
+    "4-bit grey, transparent": ("a.png", deep_png(4, 0, 3, 3), 0, "transparency"),
+    "2-bit grey, another value transparent": ("a.png", deep_png(2, 0, 2, 1), 170, "transparency"),
     "planes of 8 bits": ("a.tif", lambda p: strange_tiff(p, 8, planar=2), 200, ""),
     "in a folder": ("2021/may/a.png", lambda p: Image.new("L", (8, 8), 90).save(p), 90, ""),
     "a link": ("a.png", lambda p: p.symlink_to(p.parent / "00.png"), None, "repeat another"),
