@@ -5,7 +5,6 @@ import io
 import logging
 import os
 import tempfile
-import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import onnx
 import torch
 from torch import nn
 
-from harness.config.plugins import TOP
+from harness.config.errors import raised_at
 
 
 def to_onnx(network: nn.Module, example: torch.Tensor, opset: int) -> onnx.ModelProto:
@@ -62,10 +61,7 @@ def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [""]
-    frames = [one for one in traceback.extract_tb(error.__traceback__) if "site-packages" not in one.filename]
-    frames = [one for one in frames if not Path(one.filename).is_relative_to(TOP / "export")]
-    at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
-    return f"{type(error).__name__}: {lines[0]}{at}"
+    return f"{type(error).__name__}: {lines[0]}{raised_at(error)}"
 
 
 def save_onnx(model: onnx.ModelProto, path: Path, opset: int) -> None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness import __version__
 from harness.config import BadInput, plugins, stopping
-from harness.config.errors import LONGEST, NotYet, StorageError, shown
+from harness.config.errors import LONGEST, NotYet, StorageError, raised_at, shown
 from harness.config.keys import build_config, keys, nested, plugin_choices, read_values
 
 FLAGS = {
@@ -150,9 +150,9 @@ def _check_out(out: Path) -> None:
 
 def _ended_by_code(error: BaseException) -> int:
     """Code that the user named has raised what ends a process: the command did not do what it was asked for."""
-    frames = [one for one in traceback.extract_tb(error.__traceback__) if "site-packages" not in one.filename]
-    at = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    _print_error(f"{type(error).__name__}({error}){at}: the code ended the command; remove what raises it")
+    _print_error(
+        f"{type(error).__name__}({error}){raised_at(error)}: the code ended the command; remove what raises it"
+    )
     return 2
 
 

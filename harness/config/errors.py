@@ -1,5 +1,7 @@
 """The exceptions for errors that the user can fix, and how foreign text is shown on a terminal."""
 
+import traceback
+
 
 class BadInput(ValueError):
     """Bad input, found before any work starts; its one-line message says what to do. Commands exit with code 2."""
@@ -12,6 +14,12 @@ class NotYet(RuntimeError):
 
 class StorageError(OSError):
     """The disk refuses a write: it is full, over quota or read-only, or the file is too large."""
+
+
+def raised_at(error: BaseException) -> str:
+    """Where the last code outside of installed packages was, as ` at FILE:LINE: text`; empty if there was none."""
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if "site-packages" not in one.filename]
+    return f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
 
 
 LONGEST = 300  # characters of an error
