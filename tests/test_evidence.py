@@ -18,7 +18,7 @@ def test_error_rates_keep_their_limits(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_error_rates_keep_their_limits_in_full(name):
-    rate = measure_rate(SCENARIOS[name], 100 if "auto" in name else 300)
+    rate = measure_rate(SCENARIOS[name], 50 if "auto" in name else 150)
     assert rate.keeps_limit, (rate.hits, rate.simulations)
 
 
