@@ -62,7 +62,6 @@ def main(config: Training) -> int:
     from harness.training.network import summarize_network as count
 
     progress = Progress()
-    config.out.mkdir(parents=True, exist_ok=True)
     with progress.live():
         data = load_dataset(config.data, progress.counter("decoding images"))
         trial = Trial.model_validate(
@@ -74,6 +73,7 @@ def main(config: Training) -> int:
         flop = {"training": 6.0 * macs.macs}  # forward, and about twice as much backward
         validated = min(2, steps) * len(data.validation)
         flop["trial"] = config.epochs * (steps * config.batch_size * flop["training"] + validated * 2.0 * macs.macs)
+        config.out.mkdir(parents=True, exist_ok=True)
         rates = matrix_product_rates()
         rows: list[Json] = []
         order = random.Random(0)

@@ -50,6 +50,11 @@ REFUSED = {
                                   "in training it returns a tuple"),
     "a dict": (forward(BODY, "return {'logits': self.head(h)}"), "returns a dict, not logits"),
     "classes, not logits": (forward(BODY, "return self.head(h) > 0"), "returns torch.bool"),
+    "a sparse gradient": (
+        HEAD + "        self.of = nn.Embedding(256, 512, sparse=True)\n    def forward(self, x):\n"
+        "        return self.head(self.of((x[:, 0, 0, 0] > 0).long()))\n" + TAIL,
+        "of.weight gets a sparse gradient, which the optimisers refuse",
+    ),
     "not finite": (forward(BODY, "return self.head(h) / 0"), "returns logits that are not finite"),
     "no gradient": (forward(BODY, "return self.head(h).detach() + 0 * h.detach().sum()"), "training step"),
     "another input size": (HEAD.replace("512, classes", "999, classes") + "    def forward(self, x):\n        " + PLAIN

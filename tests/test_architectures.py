@@ -1,8 +1,11 @@
 """Every network of the folder, and the published report's own numbers."""
 
+import pickle
+
 import pytest
 import torch
 import torchvision
+from hostile_runs import Payload
 from safetensors.torch import save_file
 from torch import nn
 
@@ -174,7 +177,7 @@ def test_something_is_left_to_train():
         build("transfer", frozen=names)
 
 
-@pytest.mark.parametrize("name", ["text.safetensors", "text.pt", "list.pt", "numbers.pt"])
+@pytest.mark.parametrize("name", ["text.safetensors", "text.pt", "list.pt", "numbers.pt", "object.pt", "pickle.pt"])
 def test_weights_that_are_none(tmp_path, name):
     file = tmp_path / name
     file.write_text("no weights at all")
@@ -182,8 +185,13 @@ def test_weights_that_are_none(tmp_path, name):
         torch.save([torch.zeros(3)], file)
     if name == "numbers.pt":
         torch.save({"conv1.weight": 3}, file)
+    if name == "object.pt":
+        torch.save({"conv1.weight": Payload(tmp_path / "mark")}, file)
+    if name == "pickle.pt":
+        file.write_bytes(pickle.dumps(Payload(tmp_path / "mark")))
     with pytest.raises(BadInput, match=rf"weights={file}: cannot be read as a state dict"):
         build("transfer", weights=str(file))
+    assert not (tmp_path / "mark").exists()
 
 
 def test_user_file(tmp_path):

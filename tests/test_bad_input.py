@@ -40,6 +40,7 @@ COMMANDS = {
     f"{QUICK} trial.optimizer.lr=1e300": "less than or equal to",
     f"{QUICK} trial.optimizer.weight_decay=inf": "finite number",
     f"{QUICK} trial.batch_size=99999999999": "less than or equal to",
+    f"{QUICK} trial.batch_size=0": "trial.batch_size=0: input should be greater than or equal to 1",
     f"{QUICK} trial.epochs=99999999999": "less than or equal to",
     f"{QUICK} trial.checkpoint_seconds=inf": "finite number",
     f"{QUICK} trial.validations_per_epoch=99999999999": "less than or equal to",

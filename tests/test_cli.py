@@ -11,6 +11,7 @@ import pytest
 from conftest import TOP, command, here, one_error_line
 
 from harness.config import BadInput, Tune, command_line
+from harness.config.errors import raised_at
 from harness.config.keys import build_config, keys, nested, read_values
 
 COMMANDS = ["harness.tune", "harness.report", "export", "export.predict", "benchmarks", "architectures"]
@@ -235,3 +236,26 @@ def test_networks_that_cannot_be_shown(words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["architectures", *words.split()])
     assert importlib.import_module("architectures.__main__").main() == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["architecture=finall data.name=digits", "data.name=images data.root=/no/where"])
+def test_a_benchmark_of_bad_input_leaves_nothing(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmarks.training", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("benchmarks.training", run_name="__main__")
+    assert ended.value.code == 2
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["exit()", "json.loads('x')", "torch.zeros(2) @ torch.zeros(3)"])
+def test_the_place_of_an_error_is_the_users(text, tmp_path):
+    """Not where Python or a package raises it, nor where this project called."""
+    (tmp_path / "own.py").write_text(f"import json, torch\n{text}\n")
+    with pytest.raises(BaseException) as raised:  # noqa: PT011
+        runpy.run_path(str(tmp_path / "own.py"))
+    assert raised_at(raised.value) == f" at {tmp_path}/own.py:2: {text}"
+    with pytest.raises(BadInput) as raised:
+        command_line.split_arguments(["x"])
+    assert "harness" not in raised_at(raised.value)

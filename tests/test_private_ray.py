@@ -1,6 +1,7 @@
 """A local run's Ray: bound to the loopback interface, closed to other users, no secrets in its files; and addresses of
 clusters that cannot be joined."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -173,4 +174,18 @@ def test_a_cluster_that_wants_a_token(closed_cluster, tmp_path):
         assert list((tmp_path / "work").iterdir()) == [], kind
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     done = command(*words, cwd=tmp_path / "work", HOME=str(home), **own)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_long_temporary_folder_and_ports_in_use(tmp_path):
+    """Paths of sockets have at most 107 bytes; others listen at the ports that Ray uses by default."""
+    folder = tmp_path / ("d" * 110)
+    folder.mkdir()
+    words = ["space=quick", "run=run", "search.samples=1", "trial.epochs=1", "stages=[search]"]
+    with contextlib.ExitStack() as stack:
+        for port in (6379, 8265, 10001):
+            with contextlib.suppress(OSError):  # in use already
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        done = command("-m", "harness.tune", *words, cwd=tmp_path, TMPDIR=str(folder))
     assert done.returncode == 0, done.stdout + done.stderr

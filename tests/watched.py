@@ -119,10 +119,14 @@ def _read_trace(trace: Path, names: Sequence[str], watched: Watched) -> None:
             watched.executed.append((case, arguments))
         elif name == "connect":
             watched.connected.append((case, arguments))
-        elif "O_TMPFILE" in arguments:  # a file without a name, gone when it is closed
-            continue
-        elif not name.startswith("open") or WRITING.search(arguments):
+        elif not name.startswith("open") or _writes(arguments):
             watched.written.append((case, name, _paths(arguments)))
+
+
+def _writes(arguments: str) -> bool:
+    """Whether a file is opened for writing; one without a name is gone when it is closed."""
+    flags = arguments.rpartition('"')[2]
+    return bool(WRITING.search(flags)) and "O_TMPFILE" not in flags
 
 
 def _paths(arguments: str) -> list[str]:

@@ -1,6 +1,8 @@
 """The exceptions for errors that the user can fix, and how foreign text is shown on a terminal."""
 
+import sysconfig
 import traceback
+from pathlib import Path
 
 
 class BadInput(ValueError):
@@ -17,9 +19,16 @@ class StorageError(OSError):
 
 
 def raised_at(error: BaseException) -> str:
-    """Where the last code outside of installed packages was, as ` at FILE:LINE: text`; empty if there was none."""
-    frames = [one for one in traceback.extract_tb(error.__traceback__) if "site-packages" not in one.filename]
-    return f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+    """The last line of the user's code, as ` at FILE:LINE: text`; empty if there was none: not of Python itself, of
+    installed packages, or of this project's packages that call the user's code."""
+    project = Path(__file__).parents[2]
+    others = (sysconfig.get_path("stdlib"), project / "export", project / "harness")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        is_installed = {"site-packages", "dist-packages"} & set(file.parts)
+        if file.is_file() and not is_installed and not any(file.is_relative_to(other) for other in others):
+            return f" at {frame.filename}:{frame.lineno}: {frame.line}"
+    return ""
 
 
 LONGEST = 300  # characters of an error

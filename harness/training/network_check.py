@@ -22,11 +22,11 @@ from harness.data.batches import DeviceSplit, Normalizer
 from harness.data.splits import Dataset
 from harness.run.system import native_bfloat16
 from harness.training.answers import NetworkFails, check_independent, differ, first_line, logits_of
-from harness.training.compilation import to_device, usable_format
+from harness.training.compilation import prepare_network, to_device, usable_format
 from harness.training.execution import ExecutionPlan, autocast
 from harness.training.network import build_network, load_tensors, own_tensors, reference_network
 from harness.training.optimizers import takes_fused
-from harness.training.step import make_step
+from harness.training.step import ForwardBackward
 
 IMAGES = 4
 SECONDS = 60.0  # for one network
@@ -212,15 +212,16 @@ def _restore(network: nn.Module, other: nn.Module) -> None:
 def _trained(
     network: nn.Module, other: nn.Module, trial: Trial, part: DeviceSplit, plan: ExecutionPlan, classes: int
 ) -> Iterator[str]:
-    """One step, as a trial makes it; `other`: a network that was not trained."""
+    """A step as a trial makes it, but for its last part, the optimiser's; `other`: a network that was not trained."""
     device = torch.device(plan.device)
-    step = make_step(network.train(), trial, plan, device)
+    normalize = Normalizer(trial.normalization, device, plan.memory_format)
+    step = ForwardBackward(*prepare_network(network.train(), plan, device), normalize, trial, plan, device)
     draws = Draws.of(part.rows, trial, 0)
     images, _ = part.batch(draws.rows)
     with torch.no_grad(), autocast(plan.precision, device):
         logits_of(step.network, step.normalize(images), classes, "in training")
     try:
-        loss = float(step(part, draws, 0.0)[0])
+        loss = float(step.backward(*part.batch(draws.rows), draws)[0])
     except Exception as error:
         raise NetworkFails(f"fails in a training step: {first_line(error)}") from error
     if not abs(loss) < float("inf"):
@@ -229,6 +230,8 @@ def _trained(
     without = [name for name, one in parameters.items() if one.requires_grad and one.grad is None]
     if len(without) == sum(one.requires_grad for one in parameters.values()):
         raise NetworkFails("no weight gets a gradient from the loss")
+    if sparse := [name for name, one in parameters.items() if one.grad is not None and one.grad.is_sparse]:
+        raise NetworkFails(f"{sparse[0]} gets a sparse gradient, which the optimisers refuse")
     if without:
         yield f"{len(without)} parameters get no gradient, such as {without[0]}"
     inputs = step.normalize(part.images)

@@ -20,8 +20,8 @@ from harness.training.network import load_tensors, own_tensors
 from harness.training.optimizers import make_optimizer
 
 
-class Step:
-    """`step(part, draws, rate)` trains `network` on one batch of the split and returns sums that stay on the device.
+class ForwardBackward:
+    """A step without its optimiser, which takes PyTorch 1.5 s to import: `backward` leaves the gradients of a batch.
 
     `normalize`: maps an augmented batch of the split to the input of `forward`.
     """
@@ -31,9 +31,28 @@ class Step:
     ):
         self.network, self.forward, self.normalize = network, forward, normalize
         self.trial, self.plan, self.device = trial, plan, device
-        self.optimizer = make_optimizer(network, trial, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "float16")
         self.loss = nn.CrossEntropyLoss(label_smoothing=trial.label_smoothing)
+
+    def backward(self, images: torch.Tensor, labels: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, logits), detached; the gradients are left in the parameters, multiplied by the scaler's scale."""
+        inputs = self.normalize(augment(images, draws, self.trial.augmentation.crop_padding))
+        # Autocast stays outside the compiled code: with it inside, PyTorch would not cache the compiled graph.
+        with autocast(self.plan.precision, self.device):
+            logits = self.forward(inputs)
+        loss = self.loss(logits.float(), labels)
+        self.scaler.scale(loss).backward()
+        return loss.detach(), logits.detach()
+
+
+class Step(ForwardBackward):
+    """`step(part, draws, rate)` trains `network` on one batch of the split and returns sums that stay on the device."""
+
+    def __init__(
+        self, network: nn.Module, forward: Any, normalize: Any, trial: Trial, plan: ExecutionPlan, device: torch.device
+    ):
+        super().__init__(network, forward, normalize, trial, plan, device)
+        self.optimizer = make_optimizer(network, trial, device)
 
     def __call__(self, part: DeviceSplit, draws: Draws, rate: float) -> torch.Tensor:
         """Train on the batch given by `draws`; returns [loss * B, number correct], float32, without synchronising."""
@@ -71,20 +90,15 @@ class Step:
 
     def compute(self, images: torch.Tensor, labels: torch.Tensor, draws: Draws) -> torch.Tensor:
         """The step except for gathering the batch and setting the learning rate."""
-        inputs = self.normalize(augment(images, draws, self.trial.augmentation.crop_padding))
-        # Autocast stays outside the compiled code: with it inside, PyTorch would not cache the compiled graph.
-        with autocast(self.plan.precision, self.device):
-            logits = self.forward(inputs)
-        loss = self.loss(logits.float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        loss, logits = self.backward(images, labels, draws)
         if self.trial.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.trial.gradient_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        correct = (logits.detach().argmax(1) == labels).sum()
-        return torch.stack((loss.detach() * len(labels), correct.float()))
+        correct = (logits.argmax(1) == labels).sum()
+        return torch.stack((loss * len(labels), correct.float()))
 
 
 class CapturedStep(Step):
