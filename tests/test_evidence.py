@@ -11,7 +11,7 @@ SCENARIOS = {scenario.name: scenario for scenario in scenarios()}
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_error_rates_keep_their_limits(name):
     """In a sample too small to see more than a gross error."""
-    rate = measure_rate(SCENARIOS[name], 5 if "auto" in name else 20)
+    rate = measure_rate(SCENARIOS[name], 3 if "auto" in name else 10)
     assert rate.keeps_limit, (rate.hits, rate.simulations)
 
 

@@ -36,8 +36,21 @@ PRECISIONS = ["float32", "bfloat16", "float16"]
 AUGMENTATIONS = {False: {}, True: {"flip": True, "crop_padding": 2}}
 BATCH = 4
 
+
+def combination(name: str, optimizer: str, precision: str):
+    """By default every network with one optimiser, and one network with all."""
+    is_slow = name != "baseline" and optimizer != "adam"
+    return pytest.param(name, optimizer, precision, marks=[pytest.mark.slow] if is_slow else [])
+
+
 every_combination = pytest.mark.parametrize(
-    ("name", "optimizer", "precision"), [(n, o, p) for n in NETWORKS for o in OPTIMIZERS for p in PRECISIONS]
+    ("name", "optimizer", "precision"),
+    [
+        combination(name, optimizer, precision)
+        for name in NETWORKS
+        for optimizer in OPTIMIZERS
+        for precision in PRECISIONS
+    ],
 )
 
 
